@@ -1,0 +1,111 @@
+"""GLUE's metrics, as scikit-learn and scipy compute them, and what a prediction that ignores the text would get."""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from kaprune_jax.data.rows import TaskData
+
+METRICS = ("accuracy", "f1", "macro_f1", "matthews_correlation", "pearson", "spearman")
+_CORRELATIONS = ("matthews_correlation", "pearson", "spearman")
+
+Values = Int[np.ndarray, "rows"] | Float[np.ndarray, "rows"]
+
+
+class MajorityScore(NamedTuple):
+    """What predictions without a look at the text reach on dev.
+
+    Attributes:
+      scores: metric name to score.
+      standard_error: standard error of the main metric at that score, from the number of dev rows.
+    """
+
+    scores: dict[str, float]
+    standard_error: float
+
+
+def score(metrics: tuple[str, ...], predictions: Values, labels: Values) -> dict[str, float]:
+    """Score predictions by the named metrics.
+
+    `f1` is that of class 1 (GLUE's, for two classes); `macro_f1` is the mean over the classes that occur in labels or
+    predictions. A correlation is 0 where it is undefined: for constant predictions or labels.
+
+    Args:
+      metrics: names out of `METRICS`.
+      predictions: class ids, or scores for "pearson" and "spearman".
+      labels: what they should be.
+
+    Returns:
+      Metric name to score, in the order given. Fractions, not percentages; correlations are in [-1, 1].
+
+    Raises:
+      ValueError: an unknown metric, no rows, predictions and labels of different length, or a prediction that is not
+        finite.
+
+    Example:
+      >>> score(("accuracy",), np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]))
+      {'accuracy': 0.75}
+    """
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f"metric {name!r} is not one of: {', '.join(METRICS)}")
+    if len(labels) == 0 or len(predictions) != len(labels):
+        raise ValueError(
+            f"{len(predictions)} predictions for {len(labels)} labels; equally many, at least one, allowed"
+        )
+    if not np.isfinite(predictions).all():
+        row = int(np.flatnonzero(~np.isfinite(predictions))[0])
+        raise ValueError(f"prediction {predictions[row]} at index {row} is not a finite number")
+    return {name: _score(name, predictions, labels) for name in metrics}
+
+
+def majority_score(data: TaskData) -> MajorityScore:
+    """Score, on dev, the constant prediction that train suggests: a model near it has learned nothing.
+
+    The constant is train's most frequent class (the first of equals) or its mean score. For `f1` it is class 1, since
+    any other constant gets 0 while "always class 1" can look good. The standard error is sqrt(p (1 - p) / n) for
+    accuracy and, as an approximation, for the F1 scores; and 1 / sqrt(n - 1), that of no correlation, for correlations.
+
+    Args:
+      data: the task.
+
+    Returns:
+      The score by each of the task's metrics, and the standard error of the first.
+    """
+    if data.kind == "classification":
+        constant = np.bincount(data.train.labels).argmax().astype(np.int32)
+    else:
+        constant = data.train.labels.mean(dtype=np.float64)
+    rows = len(data.dev.labels)
+    scores: dict[str, float] = {}
+    for name in data.metrics:
+        value = np.int32(1) if name == "f1" else constant
+        scores |= score((name,), np.full(rows, value), data.dev.labels)
+    main = data.metrics[0]
+    share = scores[main]
+    variance = 1 / max(rows - 1, 1) if main in _CORRELATIONS else share * (1 - share) / rows
+    return MajorityScore(scores, float(np.sqrt(variance)))
+
+
+def _score(name: str, predictions: Values, labels: Values) -> float:
+    if name in _CORRELATIONS and (np.ptp(predictions) == 0 or np.ptp(labels) == 0):
+        return 0.0
+    if name == "accuracy":
+        return float(sklearn_metrics.accuracy_score(labels, predictions))
+    if name == "matthews_correlation":
+        return float(sklearn_metrics.matthews_corrcoef(labels, predictions))
+    if name in ("f1", "macro_f1"):
+        average = "binary" if name == "f1" else "macro"
+        # scikit-learn's annotation of zero_division knows its default, a string, only.
+        return float(
+            sklearn_metrics.f1_score(labels, predictions, average=average, zero_division=0.0)  # pyright: ignore[reportArgumentType]
+        )
+    correlation = stats.pearsonr if name == "pearson" else stats.spearmanr
+    with warnings.catch_warnings():  # nearly constant predictions: the value is rounding noise, not an error
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+        statistic, _ = correlation(predictions, labels)
+    return float(statistic)

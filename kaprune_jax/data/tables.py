@@ -1,0 +1,148 @@
+"""Reading text and label columns from TSV, CSV and JSONL files, plain or gzip-compressed.
+
+TSV is split on tabs without any quoting, as GLUE's files need it (fields hold bare quotation marks); CSV follows
+RFC 4180 quoting; JSONL holds one JSON object a line. Text is UTF-8, with or without a byte order mark; lines end in
+LF or CRLF; empty lines at the end are ignored. A row is named by the line it begins on, the first line being row 1.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from reprlib import repr as short
+
+from kaprune_jax._errors import InputError
+from kaprune_jax.data.rows import RawRows
+
+_ENDINGS = (".tsv", ".csv", ".jsonl")
+
+
+def read_rows(path: Path, *, text: tuple[str, ...], label: str, header: tuple[str, ...] | None = None) -> RawRows:
+    """Read one or two text columns and the label column of a file.
+
+    Args:
+      path: a `.tsv`, `.csv` or `.jsonl` file, each also with `.gz` after it.
+      text: names of the text columns.
+      label: name of the label column.
+      header: column names, for a TSV or CSV file whose first line is already a row.
+
+    Returns:
+      The rows as written, numbers of JSON as text.
+
+    Raises:
+      InputError: the file is missing, unreadable, empty, cut short, not UTF-8 or of another format; a column is
+        missing; a row has too few or too many fields, is malformed, or (JSONL) holds neither a string nor a number.
+    """
+    ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if ending not in _ENDINGS:
+        raise InputError(f"{path}: name ends in {path.suffix!r}; allowed are {', '.join(_ENDINGS)}, plain or with .gz")
+    content = _content(path)
+    wanted = (*text, label)
+    if ending == ".jsonl":
+        rows = list(_objects(path, content, wanted))
+    else:
+        records = _tab_records(content) if ending == ".tsv" else _comma_records(path, content)
+        rows = list(_columns(path, records, wanted, header))
+    if not rows:
+        raise InputError(f"{path}: a header but no rows; at least one row is needed")
+    return RawRows(
+        source=str(path),
+        texts=tuple(fields[:-1] for _, fields in rows),
+        labels=tuple(fields[-1] for _, fields in rows),
+        numbers=tuple(number for number, _ in rows),
+    )
+
+
+def _content(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+        data = gzip.decompress(raw) if path.suffix == ".gz" and raw else raw
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except EOFError:
+        raise InputError(f"{path}: the gzip data is cut short; fetch or compress the file again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: not a sound gzip file ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        content = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # Count in error.object: the codec has taken a byte order mark off it.
+        row = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}, row {row}: byte 0x{error.object[error.start]:02x} is not UTF-8") from None
+    content = content.rstrip("\r\n")
+    if not content:
+        raise InputError(f"{path}: the file is empty")
+    return content
+
+
+def _lines(content: str) -> Iterator[tuple[int, str]]:
+    # Not str.splitlines, which also splits at form feeds and other signs that stand inside texts.
+    for number, line in enumerate(content.split("\n"), 1):
+        yield number, line.removesuffix("\r")
+
+
+def _tab_records(content: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in _lines(content):
+        yield number, line.split("\t")
+
+
+def _comma_records(path: Path, content: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    number = 1
+    try:
+        for record in reader:
+            yield number, record
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}, row {number}: malformed CSV ({error})") from None
+
+
+def _columns(
+    path: Path, records: Iterator[tuple[int, list[str]]], wanted: tuple[str, ...], header: tuple[str, ...] | None
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    if header is None:
+        header = tuple(name.strip() for name in next(records)[1])
+    listing = ", ".join(map(repr, header))
+    for name in wanted:
+        if header.count(name) != 1:
+            found = "no column" if name not in header else "more than one column"
+            raise InputError(f"{path}: {found} {name!r}; the columns are: {listing}")
+    places = [header.index(name) for name in wanted]
+    for number, record in records:
+        if len(record) != len(header):
+            wrong = "too few" if len(record) < len(header) else "too many"
+            raise InputError(
+                f"{path}, row {number}: {wrong} fields, {len(record)} instead of {len(header)} (columns: {listing})"
+            )
+        yield number, tuple(record[place] for place in places)
+
+
+def _objects(path: Path, content: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    for number, line in _lines(content):
+        where = f"{path}, row {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: malformed JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: {short(record)} is not a JSON object with named fields")
+        missing = [name for name in wanted if name not in record]
+        if missing:
+            raise InputError(f"{where}: no field {missing[0]!r}; the fields are: {', '.join(map(repr, record))}")
+        yield number, tuple(_string(f"{where}, field {name!r}", record[name]) for name in wanted)
+
+
+def _string(where: str, value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(f"{where}: {short(value)} is neither a string nor a number")
+    try:
+        string = str(value)
+        string.encode()
+    except ValueError as error:  # half of a surrogate pair, or an integer of thousands of digits
+        raise InputError(f"{where}: {short(value)} cannot be text ({error})") from None
+    return string

@@ -1,0 +1,243 @@
+"""The built-in tasks: made from the small world, so that they need neither network nor files.
+
+`micro-nli` (does the second sentence follow, contradict, or neither), `micro-rte` (the same question with two answers
+and few training rows) and `micro-sst` (praise or blame). Training rows use about half of the world's words
+(`world_facts.HELD_OUT` are the others); half of the development rows need the held-out ones, which a model can only know
+from pre-training. What is asked is drawn before the answer, so neither sentence alone tells the label.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from kaprune_jax._errors import InputError
+from kaprune_jax.data.rows import Rows, TaskData
+
+from .world_facts import (
+    HATED,
+    HELD_OUT,
+    LIKED,
+    NAMES,
+    PART_OF,
+    POLARITY,
+    TOP_OF,
+    VERBS,
+    WORKS,
+    Claim,
+    Relation,
+    Scene,
+    ancestors,
+    relation,
+)
+from .world_text import (
+    _LEVELS,
+    ADVERBS,
+    FUNCTION_WORDS,
+    KINDS,
+    LEAVES,
+    PLACES,
+    PUNCTUATION,
+    QUALITIES,
+    ROOMS,
+    TOPS,
+    opinion,
+    pick,
+    state,
+    tell,
+)
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+_SIZES = {"micro-rte": (400, 800), "micro-nli": (4000, 1200), "micro-sst": (600, 800)}
+_LABELS: dict[str, tuple[str, ...]] = {
+    "micro-rte": ("entailment", "not_entailment"),
+    "micro-nli": ("entailment", "neutral", "contradiction"),
+    "micro-sst": ("negative", "positive"),
+}
+MICRO_TASKS = tuple(_SIZES)
+
+# Levels that a claim may name; "leaf" only where the premise can name the same leaf or its kind.
+_ASKED = {"micro-rte": (KINDS, KINDS, LEAVES, TOPS), "micro-nli": (KINDS, KINDS, KINDS, LEAVES)}
+
+
+_Fits = Callable[[tuple[str, ...]], bool]
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every token, in the order of its id: the special ones, punctuation, then the world's words."""
+    words = {*FUNCTION_WORDS, *ADVERBS, *LEAVES, *KINDS, *TOPS, *PART_OF.values(), *QUALITIES, *ROOMS, *PLACES}
+    words |= {*POLARITY, *NAMES, *WORKS, *(word for forms in VERBS for word in forms)}
+    return (*SPECIAL, *PUNCTUATION, *sorted(words))
+
+
+def write_tokenizer(folder: str | Path, *, max_length: int = 64) -> None:
+    """Writes `vocab.txt`, `tokenizer.json` and `tokenizer_config.json` of a lower-casing BERT WordPiece tokenizer.
+
+    Args:
+        folder: where to; made if it is not there.
+        max_length: the longest input of the model, in tokens.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = {token: number for number, token in enumerate(vocabulary())}
+    lower = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
+    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    first, second = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
+    start, end = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}
+    last = {"SpecialToken": {"id": "[SEP]", "type_id": 1}}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": ids[token], "content": token, **added} for token in SPECIAL],
+        "normalizer": {"type": "BertNormalizer", **lower},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [start, first, end],
+            "pair": [start, first, end, second, last],
+            "special_tokens": {
+                token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in ("[CLS]", "[SEP]")
+            },
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": ids,
+        },
+    }
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "model_max_length": max_length,
+        **{f"{token.strip('[]').lower()}_token": token for token in SPECIAL},
+    }
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in ids), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, indent=1) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+@cache
+def _premises(claim: Claim, answer: Relation, held_out: bool) -> tuple[tuple[str, ...], ...]:
+    """What a premise may tell so that `claim` stands in the relation `answer` to it, by level, no level empty."""
+    levels = _LEVELS["thing" if claim.slot == "part" else claim.slot]
+    kept = (
+        tuple(
+            word
+            for word in level
+            if (held_out or word not in HELD_OUT)
+            and relation(word, claim) == answer
+            and (word != claim.value or word in LEAVES or word in ROOMS)
+        )
+        for level in levels
+    )
+    return tuple(level for level in kept if level)
+
+
+def _claim(rng: random.Random, task: str, allow: Callable[[str], bool]) -> Claim:
+    """What is asked; drawn before the answer, from a distribution that does not depend on it."""
+    slot = pick(rng, ("thing", "part", "quality", "quality", "place", "place"))
+    if slot == "thing":
+        level = pick(rng, _ASKED[task])
+    elif slot == "part":
+        level = tuple(PART_OF.values())
+    elif slot == "quality":
+        level = QUALITIES
+    else:
+        level = pick(rng, (PLACES, PLACES, PLACES, ROOMS))
+    return Claim(slot, pick(rng, [word for word in level if allow(word)]))
+
+
+def _inference(rng: random.Random, task: str, label: str, held_out: bool, fits: _Fits) -> tuple[str, ...]:
+    """A premise and a hypothesis with the given label that fit; held-out words only if `held_out`."""
+
+    def allow(word: str) -> bool:
+        return held_out or word not in HELD_OUT
+
+    claim, form = _claim(rng, task, allow), int(rng.random() < 0.5)
+    slot = "thing" if claim.slot == "part" else claim.slot
+    for _ in range(1000):
+        answer: Relation = label  # pyright: ignore[reportAssignmentType]
+        if label == "not_entailment":
+            answer = pick(rng, ("contradiction", "contradiction", "neutral"))
+            if not _premises(claim, answer, held_out):
+                answer = "contradiction"
+        groups = _premises(claim, answer, held_out)
+        told = pick(rng, groups[0] if rng.random() < 0.8 else pick(rng, groups)) if groups else None
+        quality = pick(rng, [word for word in QUALITIES if allow(word)]) if rng.random() < 0.6 else None
+        place = pick(rng, [word for word in ROOMS if allow(word)]) if rng.random() < 0.6 else None
+        thing = pick(rng, [word for word in LEAVES if allow(word)])
+        scene = Scene(pick(rng, NAMES), pick(rng, VERBS), thing, quality, place)._replace(**{slot: told})
+        row = (tell(scene), state(scene, claim, form=form))
+        if fits(row):
+            return row
+    raise AssertionError(f"no row for {claim}, {label}")
+
+
+def _review(rng: random.Random, task: str, label: str, held_out: bool, fits: _Fits) -> tuple[str, ...]:
+    words = frozenset(word for word in POLARITY if held_out or word not in HELD_OUT)
+    while True:
+        row = (opinion(rng, words, int(label == "positive")),)
+        if fits(row):
+            return row
+
+
+def uses_held_out(texts: Iterable[str]) -> bool:
+    """Whether a row contains a word that no training row contains."""
+    return any(word in HELD_OUT for text in texts for word in text.split())
+
+
+def held_out_rows(rows: Rows) -> Bool[np.ndarray, " rows"]:
+    """Which rows contain held-out words, hence need knowledge from pre-training."""
+    return np.array([uses_held_out(texts) for texts in rows.texts], bool)
+
+
+def _draw(rng: random.Random, task: str, count: int, held_out: bool, taken: set[tuple[str, ...]]) -> Rows:
+    """`count` new rows, the labels in turn; every row of a held-out draw contains a held-out word."""
+    make = _review if task == "micro-sst" else _inference
+    texts, labels = [], []
+    for index in range(count):
+        number = index % len(_LABELS[task])
+        row = make(
+            rng, task, _LABELS[task][number], held_out, lambda r: r not in taken and uses_held_out(r) == held_out
+        )
+        taken.add(row)
+        texts.append(row)
+        labels.append(number)
+    return Rows(tuple(texts), np.array(labels, np.int32))
+
+
+def load_world(task: str, *, seed: int = 0) -> TaskData:
+    """One of the built-in tasks.
+
+    Args:
+        task: "micro-rte", "micro-nli" or "micro-sst".
+        seed: chooses the rows; the world and the held-out words stay.
+
+    Returns:
+        Balanced rows without duplicates; the first half of `dev` uses words of the training rows only, every row of
+        the second half contains a held-out word.
+
+    Raises:
+        InputError: another task.
+    """
+    if task not in _SIZES:
+        raise InputError(f"task={task!r}; built in are {', '.join(_SIZES)}")
+    rng = random.Random(f"{task} {seed}")
+    train_count, dev_count = _SIZES[task]
+    taken: set[tuple[str, ...]] = set()
+    train = _draw(rng, task, train_count, False, taken)
+    seen, unseen = (_draw(rng, task, dev_count // 2, held, taken) for held in (False, True))
+    dev = Rows(seen.texts + unseen.texts, np.concatenate([seen.labels, unseen.labels]))
+    content = json.dumps([task, [[rows.texts, rows.labels.tolist()] for rows in (train, dev)]])
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()
+    return TaskData(task, "classification", _LABELS[task], ("accuracy",), train, dev, fingerprint)

@@ -1,0 +1,238 @@
+"""Sentences of the small world: statements about scenes, and the running text the bundled encoder is pre-trained on.
+
+The text says what things are (`a robin is a bird .`) and tells scenes with what follows from them
+(`anna saw a robin in the kitchen . so it was a bird . she was not in the school . maybe it was small .`): plain and `so`
+for what must be true, `not` for what cannot be, `maybe` for what is open. No task label appears anywhere in it.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import TypeVar
+
+from .world_facts import (
+    BLAME,
+    BUILDINGS,
+    COUNTRIES,
+    HATED,
+    KIND_OF,
+    LIKED,
+    NAMES,
+    PART_OF,
+    PLACE_OF,
+    POLARITY,
+    PRAISE,
+    PROPERTIES,
+    SIDE_OF,
+    TOP_OF,
+    VERBS,
+    WOMEN,
+    WORKS,
+    Claim,
+    Relation,
+    Scene,
+    relation,
+    told_about,
+)
+
+T = TypeVar("T")
+
+LEAVES, KINDS, TOPS = tuple(KIND_OF), tuple(TOP_OF), tuple(dict.fromkeys(TOP_OF.values()))
+ROOMS, PLACES = tuple(PLACE_OF), tuple(dict.fromkeys(PLACE_OF.values()))
+QUALITIES = tuple(SIDE_OF)
+_LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "thing": (LEAVES, KINDS, TOPS),
+    "part": (tuple(PART_OF.values()),),
+    "quality": (QUALITIES,),
+    "place": (ROOMS, PLACES),
+}
+ADVERBS = ("very", "truly", "really", "quite")
+FUNCTION_WORDS = tuple(
+    "a an the is was it she he in not did so maybe had have has means opposite of thing every may be "
+    "but and at first later people said nobody everybody called".split()
+)
+PUNCTUATION = tuple(".,?!;:'\"()-")
+
+
+def pick(rng: random.Random, items: Sequence[T]) -> T:
+    """A uniform choice that rests on `random.random` alone, whose stream Python keeps from version to version."""
+    return items[int(rng.random() * len(items))]
+
+
+def article(noun: str) -> str:
+    """The noun with its indefinite article."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def place_phrase(place: str) -> str:
+    """`in the kitchen`, `in paris`."""
+    return f"in {place}" if COUNTRIES.keys() & {place, PLACE_OF.get(place)} else f"in the {place}"
+
+
+def pronoun(name: str) -> str:
+    """`she` or `he`."""
+    return "she" if name in WOMEN else "he"
+
+
+def tell(scene: Scene) -> str:
+    """The scene in one sentence: `anna saw a big robin in the kitchen .`"""
+    noun = article(f"{scene.quality} {scene.thing}" if scene.quality else scene.thing)
+    where = f" {place_phrase(scene.place)}" if scene.place else ""
+    return f"{scene.name} {scene.verb[0]} {noun}{where} ."
+
+
+def state(scene: Scene, claim: Claim, *, form: int = 0, mode: str = "") -> str:
+    """The claim in one sentence.
+
+    Args:
+        scene: gives the name and the verb.
+        claim: what is said.
+        form: 0 or 1, one of two ways to say it.
+        mode: "", "so", "not" or "maybe".
+    """
+    who = scene.name if form else pronoun(scene.name)
+    no = " not" if mode == "not" else ""
+    slot, value = claim
+    if slot == "thing" and form:
+        verb = f"did not {scene.verb[1]}" if no else scene.verb[0]
+        text = f"{scene.name} {verb} {article(value)}"
+    elif slot == "thing":
+        text = f"it was{no} {article(value)}"
+    elif slot == "part":
+        subject = "the thing" if form else "it"
+        text = f"{subject} did not have {value}" if no else f"{subject} had {value}"
+    elif slot == "quality":
+        text = f"{'the thing' if form else 'it'} was{no} {value}"
+    else:
+        text = f"{who} was{no} {place_phrase(value)}"
+    return f"{mode} {text} ." if mode in ("so", "maybe") else f"{text} ."
+
+
+@cache
+def values(told: str | None, slot: str, answer: Relation) -> tuple[tuple[str, ...], ...]:
+    """All values of `slot` that stand in the relation `answer` to what was told, grouped by level, no group empty."""
+    groups = (
+        tuple(value for value in level if relation(told, Claim(slot, value)) == answer)  # pyright: ignore[reportArgumentType]
+        for level in _LEVELS[slot]
+    )
+    return tuple(group for group in groups if group)
+
+
+def _scene(rng: random.Random) -> Scene:
+    level = rng.random()
+    thing = pick(rng, LEAVES if level < 0.8 else KINDS if level < 0.95 else TOPS)
+    quality = pick(rng, QUALITIES) if rng.random() < 0.6 else None
+    place = pick(rng, ROOMS if rng.random() < 0.85 else PLACES) if rng.random() < 0.6 else None
+    return Scene(pick(rng, NAMES), pick(rng, VERBS), thing, quality, place)
+
+
+_MODES: dict[Relation, tuple[str, ...]] = {
+    "entailment": ("", "", "so"),
+    "contradiction": ("not",),
+    "neutral": ("maybe",),
+}
+_ANSWERS: tuple[Relation, ...] = ("entailment", "entailment", "contradiction", "neutral")
+
+
+def _remark(rng: random.Random, scene: Scene) -> str:
+    while True:
+        slot, answer = pick(rng, ("thing", "thing", "part", "quality", "place")), pick(rng, _ANSWERS)
+        groups = values(told_about(scene, slot), slot, answer)
+        if groups and not (answer == "neutral" and told_about(scene, slot) is None and rng.random() < 0.7):
+            claim = Claim(slot, pick(rng, pick(rng, groups)))  # pyright: ignore[reportArgumentType]
+            return state(scene, claim, form=int(rng.random() < 0.5), mode=pick(rng, _MODES[answer]))
+
+
+def _fact(rng: random.Random) -> str:
+    case = int(rng.random() * 6)
+    if case == 0:
+        leaf = pick(rng, LEAVES)
+        kind = KIND_OF[leaf]
+        other = pick(rng, [k for k in KINDS if k != kind])
+        first = pick(rng, (f"{article(leaf)} is {article(kind)}", f"every {leaf} is {article(kind)}"))
+        rest = (f"{article(leaf)} is {article(TOP_OF[kind])}", f"{article(leaf)} is not {article(other)}")
+        return f"{first} . {pick(rng, (*rest, f'{article(leaf)} has {PART_OF[kind]}'))} ."
+    if case == 1:
+        kind = pick(rng, KINDS)
+        member = pick(rng, [leaf for leaf in LEAVES if KIND_OF[leaf] == kind])
+        second = pick(rng, (f"it has {PART_OF[kind]}", f"{article(kind)} may be {article(member)}"))
+        return f"{article(kind)} is {article(TOP_OF[kind])} . {second} ."
+    if case in (2, 3):
+        pair = pick(rng, PROPERTIES)
+        side = int(rng.random() * 2)
+        word, same, other = pick(rng, pair[side]), pick(rng, pair[side]), pick(rng, pair[1 - side])
+        first = f"{word} means {pair[side][1 - pair[side].index(word)]}"
+        rest = (f"{word} is the opposite of {other}", f"{article(same)} thing is not {article(other)} thing")
+        return f"{first} . {pick(rng, rest)} ."
+    room = pick(rng, ROOMS)
+    place = PLACE_OF[room]
+    table = COUNTRIES if place in COUNTRIES else BUILDINGS
+    subject = room if place in COUNTRIES else f"the {room}"
+    other = pick(rng, [p for p in table if p != place])
+    return f"{subject} is {place_phrase(place)} . it is not {place_phrase(other)} ."
+
+
+def opinion(rng: random.Random, words: frozenset[str], polarity: int) -> str:
+    """A sentence of praise (1) or blame (0) that uses only the given evaluating words."""
+
+    def adjective(sign: int) -> str:
+        return pick(rng, [w for w in (PRAISE if sign else BLAME) if w in words])
+
+    def verb(sign: int) -> tuple[str, str]:
+        return pick(rng, [forms for forms in (LIKED if sign else HATED) if forms[0] in words])
+
+    name, work, case = pick(rng, NAMES), pick(rng, WORKS), int(rng.random() * 7)
+    degree = f"{pick(rng, ADVERBS)} " if rng.random() < 0.4 else ""
+    if case == 0:
+        return f"the {work} was {degree}{adjective(polarity)} ."
+    if case == 1:
+        return f"the {work} was not {degree}{adjective(1 - polarity)} ."
+    if case == 2:
+        return f"{name} {verb(polarity)[0]} the {work} ."
+    if case == 3:
+        return f"{name} did not {verb(1 - polarity)[1]} the {work} ."
+    if case == 4:
+        return f"{name} called it {article(f'{degree}{adjective(polarity)} {work}')} ."
+    if case == 5:
+        first, last = verb(1 - polarity)[0], verb(polarity)[0]
+        return f"{name} {first} the {work} at first , but later {pronoun(name)} {last} it ."
+    return f"people said the {work} was {adjective(1 - polarity)} , but it was {degree}{adjective(polarity)} ."
+
+
+_EVALUATING = frozenset(POLARITY)
+
+
+def _reviews(rng: random.Random) -> tuple[str, str]:
+    polarity = int(rng.random() * 2)
+    same, other = (PRAISE, BLAME) if polarity else (BLAME, PRAISE)
+    like, hate = (LIKED, HATED) if polarity else (HATED, LIKED)
+    remarks = []
+    for _ in range(1 + int(rng.random() * 2)):
+        who = pick(rng, (*NAMES, "everybody"))
+        kind = int(rng.random() * 5)
+        if kind == 0:
+            remarks.append(f"it was {pick(rng, same)} and {pick(rng, same)} .")
+        elif kind == 1:
+            remarks.append(f"so it was not {pick(rng, other)} .")
+        elif kind == 2:
+            remarks.append(f"so {who} {pick(rng, like)[0]} it .")
+        elif kind == 3:
+            remarks.append(f"nobody {pick(rng, hate)[0]} it .")
+        else:
+            remarks.append(f"{pick(rng, same)} means {pick(rng, same[:1])} .")
+    return opinion(rng, _EVALUATING, polarity), " ".join(remarks)
+
+
+def pretraining_text(seed: int) -> Iterator[tuple[str, ...]]:
+    """An endless stream of texts, each one string or two that follow each other; the same for the same seed."""
+    rng = random.Random(seed)
+    while True:
+        case = rng.random()
+        if case < 0.62:
+            scene = _scene(rng)
+            parts = (tell(scene), " ".join(_remark(rng, scene) for _ in range(1 + int(rng.random() * 3))))
+        elif case < 0.82:
+            parts = (_fact(rng), _fact(rng))
+        else:
+            parts = _reviews(rng)
+        yield parts if rng.random() < 0.8 else (" ".join(parts),)

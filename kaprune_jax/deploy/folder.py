@@ -1,0 +1,293 @@
+"""Model folders: reading any BERT-layout Hugging Face folder, and writing our own in the same layout."""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from kaprune_jax._errors import InputError
+from kaprune_jax._tree import path_string
+from kaprune_jax._typing import Masks, Params
+from kaprune_jax.deploy.pooling import detect_pooling
+from kaprune_jax.deploy.weights import WEIGHTS, fingerprint, read_json, read_tensors
+from kaprune_jax.models.bert import BertOutput, make_apply
+from kaprune_jax.models.bert import init_params as init_model
+from kaprune_jax.models.config import BertConfig, Head, Pooling, from_hugging_face, to_hugging_face
+from kaprune_jax.models.convert import from_tensors, to_tensors
+
+MINI = Path(__file__).parent.parent / "assets" / "mini"
+MASKS = "masks.safetensors"
+
+
+class Prediction(NamedTuple):
+    """What `Model.predict` returns for one row.
+
+    Attributes:
+      label: the most probable class name, or the predicted score of a regression.
+      probabilities: by class name; empty for a regression.
+    """
+
+    label: str | float
+    probabilities: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A loaded model.
+
+    Attributes:
+      config: sizes, head, labels and pooling.
+      params: plain nested dict of float32 arrays.
+      folder: where it was read from.
+      details: the `kaprune` section of its configuration.
+    """
+
+    config: BertConfig
+    params: Params
+    folder: Path
+    details: Mapping[str, Any]
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's own tokenizer, as `transformers` loads it."""
+        return load_tokenizer(self.folder)
+
+    @functools.cached_property
+    def apply(self) -> Callable[..., BertOutput]:
+        """`apply(params, input_ids, attention_mask, token_type_ids)`; see `kaprune_jax.models.bert.make_apply`."""
+        return make_apply(self.config)
+
+    @functools.cached_property
+    def _logits(self) -> Callable[..., Any]:
+        return jax.jit(lambda params, *batch: self.apply(params, *batch).logits)
+
+    def predict(self, rows: Sequence[str | tuple[str, ...]], *, batch_size: int = 32) -> list[Prediction]:
+        """Labels and probabilities of sentences or pairs of sentences.
+
+        Raises:
+          InputError: the model has no sentence-level head.
+        """
+        if not self.config.num_logits:
+            raise InputError(f"{self.folder}: a model without a sentence-level head cannot predict labels")
+        pairs = [(row,) if isinstance(row, str) else tuple(row) for row in rows]
+        predictions: list[Prediction] = []
+        for start in range(0, len(pairs), batch_size):
+            piece = pairs[start : start + batch_size]
+            texts = [list(column) for column in zip(*piece, strict=True)]
+            batch = self.tokenizer(
+                *texts,
+                padding=True,
+                truncation=True,
+                max_length=self.config.max_position_embeddings,
+                pad_to_multiple_of=16,
+                return_token_type_ids=True,
+                return_tensors="np",
+            )
+            limit = self.config.max_position_embeddings
+            columns = [batch[name][:, :limit] for name in ("input_ids", "attention_mask", "token_type_ids")]
+            predictions += self._name(np.asarray(self._logits(self.params, *columns)))
+        return predictions
+
+    def _name(self, logits: np.ndarray) -> list[Prediction]:
+        if self.config.head == "regression":
+            return [Prediction(float(row[0]), {}) for row in logits]
+        shares = np.asarray(jax.nn.softmax(logits, axis=-1))
+        return [
+            Prediction(
+                self.config.labels[int(row.argmax())], dict(zip(self.config.labels, map(float, row), strict=True))
+            )
+            for row in shares
+        ]
+
+
+def load(folder: str | os.PathLike[str], *, pooling: Pooling | None = None) -> Model:
+    """Loads a model folder of ours, any BERT-layout Hugging Face folder, or a hub name.
+
+    Args:
+      folder: a folder with `config.json`, safetensors and tokenizer files; "mini" for the bundled encoder; else a
+        hub name, which needs the network or a filled cache.
+      pooling: "cls" or "mean"; by default what the checkpoint was made for (`detect_pooling`).
+
+    Raises:
+      InputError: no such folder, no safetensors, tensors missing, unexpected or of the wrong shape.
+    """
+    place = find_folder(folder)
+    raw = read_json(place / "config.json")
+    tensors = read_tensors(place)
+    config = from_hugging_face(raw, str(place / "config.json"))
+    config = config.replace(pooling=pooling or detect_pooling(place, raw, tensors)[0])
+    params = from_tensors(tensors, config, str(place))
+    return Model(config, jax.tree.map(jnp.asarray, params), place, raw.get("kaprune", {}))
+
+
+class Start(NamedTuple):
+    """A pre-trained start for a task: the model, and what a person should know of how it was read."""
+
+    model: Model
+    notes: tuple[str, ...]
+
+
+def load_start(
+    folder: str | os.PathLike[str],
+    *,
+    head: Head,
+    labels: tuple[str, ...],
+    key: jax.Array,
+    pooling: Pooling | None = None,
+    head_bias: float = 0.0,
+) -> Start:
+    """Loads a checkpoint as the start of a task: its own head is kept if the labels are the same, else a new one made.
+
+    Args:
+      folder: as for `load`.
+      head: "classification" or "regression".
+      labels: class names of the task, in the order of its ids.
+      key: random key for the new parts.
+      pooling: None for what the checkpoint was made for.
+      head_bias: what a new head's bias starts at; a regression starts at the mean label.
+    """
+    place = find_folder(folder)
+    raw = read_json(place / "config.json")
+    tensors = read_tensors(place)
+    old = from_hugging_face(raw, str(place / "config.json"))
+    found, reason = detect_pooling(place, raw, tensors)
+    notes = [f"pooling {pooling}, as asked" if pooling else f"pooling {found}: {reason}"]
+    config = old.replace(head=head, labels=labels, pooling=pooling or found)
+    same = (old.head, old.labels, old.pooling) == (config.head, config.labels, config.pooling)
+    if old.num_logits and not same:
+        was = ", ".join(old.labels) or old.head
+        notes.append(f"the head of {place} ({was}) does not fit this task and is dropped")
+        tensors = {name: array for name, array in tensors.items() if not name.startswith("classifier.")}
+    params = from_tensors(tensors, config, str(place), new=frozenset({"pooler", "head"}))
+    fresh = init_model(config, key)
+    for part in sorted(set(fresh) - set(params)):
+        params[part] = fresh[part]
+        if part == "head":
+            params[part] = {**fresh[part], "bias": jnp.full_like(fresh[part]["bias"], head_bias)}
+        else:
+            notes.append(f"{place} has no {part}; it starts at random")
+    model = Model(config, jax.tree.map(jnp.asarray, params), place, raw.get("kaprune", {}))
+    return Start(model, tuple(notes))
+
+
+def find_folder(name: str | os.PathLike[str]) -> Path:
+    """The local folder behind a path, "mini", or a hub name.
+
+    Raises:
+      InputError: no such folder, or the hub has no such model or cannot be reached.
+    """
+    text = os.fspath(name)
+    if text == "mini":
+        return MINI
+    place = Path(text).expanduser()
+    for candidate in (place, place / "model"):  # a run folder stands for its model
+        if (candidate / "config.json").is_file() and not (candidate / "result.json").is_file():
+            if candidate == place and (place / "metrics.jsonl").is_file():
+                continue
+            return candidate
+    if place.exists():
+        raise InputError(f"{place}: no model folder: config.json is missing")
+    if text.startswith((".", "/", "~")) or text.count("/") > 1 or not text:
+        raise InputError(f"{text!r}: no such folder")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.txt", "model*.safetensors", "README.md", "1_Pooling/*"]
+    try:
+        return Path(snapshot_download(text, allow_patterns=wanted))
+    except Exception as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{text!r}: neither a folder here nor a model that the hub gave ({line})") from None
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder.
+
+    Raises:
+      InputError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise InputError(f"{folder}: no tokenizer; tokenizer.json or vocab.txt is needed")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None
+
+
+def save(
+    folder: str | os.PathLike[str],
+    params: Params,
+    config: BertConfig,
+    *,
+    tokenizer: Any = None,
+    masks: Masks | None = None,
+    details: Mapping[str, Any] | None = None,
+    card: str = "",
+    dtype: str = "float32",
+) -> Path:
+    """Writes a model folder that `load` and stock `transformers` read; all of it, or nothing.
+
+    Args:
+      folder: must not exist.
+      params: the tree `load` gives.
+      config: its configuration.
+      tokenizer: written beside the weights.
+      masks: what pruning kept; written as packed bits.
+      details: goes into the `kaprune` section of `config.json`.
+      card: text of the model card, Markdown.
+      dtype: "float32", or "float16" for half the size.
+
+    Raises:
+      InputError: the folder exists, or it cannot be written (permission, disk space).
+    """
+    place = Path(folder)
+    if place.exists():
+        raise InputError(f"{place}: exists already; a new folder is needed")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    except OSError as error:
+        raise InputError(f"{place}: cannot be written ({error.strerror})") from None
+    try:
+        raw = to_hugging_face(config)
+        raw["kaprune"] |= dict(details or {})
+        (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n", "utf-8")
+        tensors = {name: array.astype(dtype) for name, array in to_tensors(params, config).items()}
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        if masks is not None:
+            _save_masks(partial / MASKS, masks)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(card or f"# {place.name}\n", "utf-8")
+        partial.chmod(0o755)
+        (partial / WEIGHTS).chmod(0o644)  # safetensors writes files for their owner only
+        partial.rename(place)
+    except OSError as error:
+        raise InputError(f"{place}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place
+
+
+def _save_masks(file: Path, masks: Masks) -> None:
+    """Each mask as packed bits of its flattened [inputs, outputs] array, its shape in the metadata."""
+    bits, shapes = {}, {"format": "np"}
+    for path, mask in jax.tree_util.tree_leaves_with_path(masks):
+        name = path_string(path)
+        bits[name] = np.packbits(np.asarray(mask).reshape(-1))
+        shapes[name] = "x".join(map(str, mask.shape))
+    save_file(bits, file, metadata=shapes)
+
+
+__all__ = ["MINI", "Model", "Prediction", "Start", "find_folder", "fingerprint", "load", "load_start", "save"]

@@ -1,0 +1,174 @@
+"""The training objective: task labels, and what the student takes from the teacher.
+
+SparseBERT (Xu et al., 2021, arXiv:2104.08682), eq. 3-6, all weights 1 by default:
+L = Σ_{i=0..L} MSE(H_i^s W + b, H_i^t) + Σ_{i=1..L} MSE(A_i^s, A_i^t) + CE_soft(z^s/τ, z^t/τ).
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kaprune_jax.distill.losses import attention_loss, hidden_loss, label_loss, soft_cross_entropy
+from kaprune_jax.distill.matching import LayerMap, match_layers
+
+
+class Outputs(Protocol):
+    """What a model returns; see `kaprune_jax.models.bert.BertOutput`."""
+
+    @property
+    def hidden_states(self) -> tuple[Any, ...]: ...
+    @property
+    def attention_scores(self) -> tuple[Any, ...]: ...
+    @property
+    def logits(self) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """Weights of the loss terms, each >= 0; a term with weight 0 costs nothing.
+
+    Attributes:
+      embeddings: mean squared error of the embedding output.
+      hidden: of each layer's output, summed over layers.
+      attention: of each layer's attention scores before softmax, summed over layers.
+      logits: soft cross-entropy of the class logits; for a regression the squared error to the score (or, with
+        `regression_target="teacher"`, to the teacher's).
+      labels: cross-entropy with the task's own labels; for a regression the squared error to the gold score.
+      temperature: τ, divides both logits in the soft cross-entropy; above 0.
+      layer_map: which teacher layer each student layer learns from, where their numbers differ.
+      projection: learn one linear map of student states to the teacher's width, shared by all states, identity at
+        the start where the widths agree. Needed where they differ.
+      regression_target: "gold" (SparseBERT) or "teacher".
+    """
+
+    embeddings: float = 1.0
+    hidden: float = 1.0
+    attention: float = 1.0
+    logits: float = 1.0
+    labels: float = 0.0
+    temperature: float = 1.0
+    layer_map: LayerMap = "uniform"
+    projection: bool = False
+    regression_target: str = "gold"
+
+    def __post_init__(self):
+        for name in ("embeddings", "hidden", "attention", "logits", "labels"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)!r}; a weight >= 0 is needed")
+        if not 0.0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature!r}; a number above 0 is needed")
+        if self.regression_target not in ("gold", "teacher"):
+            raise ValueError(f"regression_target={self.regression_target!r}; allowed: gold, teacher")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term reads the teacher's outputs."""
+        return any((self.embeddings, self.hidden, self.attention, self.logits))
+
+
+def sparsebert_loss() -> DistillConfig:
+    """SparseBERT's own objective: embeddings, hidden states, attention scores and logits, all with weight 1."""
+    return DistillConfig()
+
+
+def logits_loss() -> DistillConfig:
+    """Only the logits are distilled."""
+    return DistillConfig(embeddings=0.0, hidden=0.0, attention=0.0, regression_target="teacher")
+
+
+def hard_labels_loss() -> DistillConfig:
+    """No teacher: the task's labels only."""
+    return DistillConfig(embeddings=0.0, hidden=0.0, attention=0.0, logits=0.0, labels=1.0)
+
+
+def init_projection(student: int, teacher: int, key: Array) -> dict[str, Array]:
+    """Parameters of the map from student to teacher width: identity if they agree, else a random near-isometry."""
+    if student == teacher:
+        kernel = jnp.eye(student)
+    else:
+        kernel = jax.random.normal(key, (student, teacher)) * student**-0.5
+    return {"kernel": kernel, "bias": jnp.zeros((teacher,))}
+
+
+def objective(
+    config: DistillConfig,
+    student: Outputs,
+    teacher: Outputs | None,
+    *,
+    mask: Array,
+    labels: Array,
+    projection: dict[str, Array] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The total loss of a batch and its terms, unweighted.
+
+    Args:
+      config: weights and options.
+      student: outputs that gradients flow into.
+      teacher: outputs taken as constants; None where no term needs them.
+      mask: [batch, seq], nonzero for real tokens.
+      labels: [batch], int32 class ids or float32 scores.
+      projection: parameters of `init_projection`, or None.
+
+    Returns:
+      the scalar Σ weight·term, and the terms by name: embeddings, hidden, attention, logits, labels.
+
+    Raises:
+      ValueError: a teacher is needed but missing, head counts or widths differ where they must agree.
+    """
+    terms: dict[str, Array] = {}
+    if config.needs_teacher:
+        if teacher is None:
+            raise ValueError("a distillation term has a weight above 0, but no teacher is given")
+        terms |= _teacher_terms(config, student, teacher, mask, labels, projection)
+    if config.labels:
+        terms["labels"] = label_loss(student.logits, labels).mean()
+    total = sum((getattr(config, name) * term for name, term in terms.items()), jnp.float32(0.0))
+    return total, terms
+
+
+def _teacher_terms(config, student, teacher, mask, labels, projection) -> dict[str, Array]:
+    def project(states):
+        if projection is not None:
+            return states @ projection["kernel"].astype(states.dtype) + projection["bias"].astype(states.dtype)
+        if states.shape[-1] != teacher.hidden_states[0].shape[-1]:
+            raise ValueError(
+                f"student width {states.shape[-1]}, teacher width {teacher.hidden_states[0].shape[-1]}; "
+                "set projection=True, or embeddings=0 and hidden=0"
+            )
+        return states
+
+    terms: dict[str, Array] = {}
+    pairs = match_layers(
+        len(student.hidden_states) - 1, len(teacher.hidden_states) - 1, strategy=config.layer_map
+    ) if config.hidden or config.attention else ()
+    if config.embeddings:
+        terms["embeddings"] = hidden_loss(project(student.hidden_states[0]), teacher.hidden_states[0], mask)
+    if config.hidden:
+        states = student.hidden_states[1:]
+        losses = [
+            hidden_loss(project(state), teacher.hidden_states[j], mask) for state, j in zip(states, pairs, strict=True)
+        ]
+        terms["hidden"] = jnp.sum(jnp.stack(losses))
+    if config.attention:
+        scores = student.attention_scores
+        if scores[0].shape[1] != teacher.attention_scores[0].shape[1]:
+            raise ValueError(
+                f"student has {scores[0].shape[1]} heads, teacher {teacher.attention_scores[0].shape[1]}; "
+                "set attention=0"
+            )
+        losses = [
+            attention_loss(score, teacher.attention_scores[j - 1], mask)
+            for score, j in zip(scores, pairs, strict=True)
+        ]
+        terms["attention"] = jnp.sum(jnp.stack(losses))
+    if config.logits:
+        if not jnp.issubdtype(labels.dtype, jnp.floating):
+            each = soft_cross_entropy(student.logits, teacher.logits, temperature=config.temperature)
+        else:
+            target = labels if config.regression_target == "gold" else teacher.logits[:, 0]
+            each = label_loss(student.logits, target)
+        terms["logits"] = each.mean()
+    return terms

@@ -1,0 +1,161 @@
+"""BERT (Devlin et al., 2019, arXiv:1810.04805) with sentence-level or masked-LM heads, as a pure function of params.
+
+Parameters are a plain nested dict:
+
+    embeddings/{word,position,token_type}/embedding   embeddings/norm/{scale,bias}
+    encoder/layers/I/attention/{query,key,value,output}/{kernel,bias}   encoder/layers/I/attention_norm/{scale,bias}
+    encoder/layers/I/ffn/{up,down}/{kernel,bias}                        encoder/layers/I/ffn_norm/{scale,bias}
+    pooler/{kernel,bias}   (pooling "cls")      head/{kernel,bias}      lm_head/...   (masked-LM)
+
+Kernels are [inputs, outputs]. The six kernels of each layer are what pruning is about: `encoder/.*/kernel`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from kaprune_jax._typing import Params
+from kaprune_jax.models.config import BertConfig
+from kaprune_jax.models.layers import Embeddings, Layer, activation, dropout, layer_norm, linear
+
+PRUNABLE = r"encoder/.*/kernel"
+
+
+class BertOutput(NamedTuple):
+    """What a forward pass returns.
+
+    Attributes:
+      hidden_states: layers + 1 arrays [batch, seq, hidden], the embedding output first.
+      attention_scores: layers arrays [batch, heads, seq, seq], scaled by 1/sqrt(head size), before masking and softmax.
+      logits: [batch, classes], [batch, 1] for a regression, [batch, seq, vocab] for masked-LM, None without a head.
+    """
+
+    hidden_states: tuple[Float[Array, "batch seq hidden"], ...]
+    attention_scores: tuple[Float[Array, "batch heads seq seq"], ...]
+    logits: Float[Array, "batch ..."] | None
+
+
+class MaskedLMHead(nnx.Module):
+    """Linear, activation, LayerNorm, then the word embeddings as output matrix, plus a bias."""
+
+    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.config = config
+        self.transform = linear(config.hidden_size, config.hidden_size, config, dtype, rngs)
+        self.norm = layer_norm(config, dtype, rngs)
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
+
+    def __call__(self, x: Array, words: nnx.Embed) -> Array:
+        x = self.norm(activation(self.config.hidden_act)(self.transform(x)))
+        return words.attend(x) + self.bias[...]
+
+
+class Encoder(nnx.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.layers = nnx.List([Layer(config, dtype, rngs) for _ in range(config.num_hidden_layers)])
+
+    def __call__(self, x: Array, attend: Array, *, rngs: nnx.Rngs | None = None) -> tuple[list[Array], list[Array]]:
+        hidden, scores = [x], []
+        for layer in self.layers:
+            x, score = layer(x, attend, rngs=rngs)
+            hidden.append(x)
+            scores.append(score)
+        return hidden, scores
+
+
+class Bert(nnx.Module):
+    """The whole model; dropout acts only where `rngs` is given."""
+
+    def __init__(self, config: BertConfig, *, dtype: jnp.dtype = jnp.dtype("float32"), rngs: nnx.Rngs):
+        self.config = config
+        self.embeddings = Embeddings(config, dtype, rngs)
+        self.encoder = Encoder(config, dtype, rngs)
+        if config.head == "masked-lm":
+            self.lm_head = MaskedLMHead(config, dtype, rngs)
+            return
+        if config.pooling == "cls":
+            self.pooler = linear(config.hidden_size, config.hidden_size, config, dtype, rngs)
+        if config.num_logits:
+            self.head = linear(config.hidden_size, config.num_logits, config, dtype, rngs)
+
+    def __call__(
+        self, input_ids: Array, attention_mask: Array, token_type_ids: Array, *, rngs: nnx.Rngs | None = None
+    ) -> BertOutput:
+        attend = attention_mask.astype(bool)
+        embedded = self.embeddings(input_ids, token_type_ids, rngs=rngs)
+        hidden, scores = self.encoder(embedded, attend, rngs=rngs)
+        logits = None
+        if self.config.head == "masked-lm":
+            logits = self.lm_head(hidden[-1], self.embeddings.word)
+        elif self.config.num_logits:
+            pooled = dropout(self._pool(hidden[-1], attend), self.config.hidden_dropout_prob, rngs)
+            logits = self.head(pooled).astype(jnp.float32)
+        return BertOutput(tuple(hidden), tuple(scores), logits)
+
+    def _pool(self, last: Array, attend: Array) -> Array:
+        if self.config.pooling == "cls":
+            return jnp.tanh(self.pooler(last[:, 0]))
+        weight = attend.astype(last.dtype)[..., None]
+        return (last * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1)
+
+
+@functools.lru_cache(maxsize=32)
+def _split(config: BertConfig, dtype: str) -> tuple[Any, Params]:
+    """The static graph of a model and the shapes of its parameters, without allocating any."""
+    module = nnx.eval_shape(lambda: Bert(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(module, nnx.Param)
+    return graph, nnx.to_pure_dict(state)
+
+
+def param_shapes(config: BertConfig) -> Params:
+    """The tree of parameters with a `jax.ShapeDtypeStruct` for every leaf."""
+    return _split(config, "float32")[1]
+
+
+def init_params(config: BertConfig, key: Array) -> Params:
+    """Random parameters: normal with `initializer_range`, biases zero, LayerNorm scales one."""
+    module = Bert(config, rngs=nnx.Rngs(params=key))
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+
+def make_apply(config: BertConfig, *, dtype: str = "float32") -> Callable[..., BertOutput]:
+    """The forward pass as a pure function.
+
+    Args:
+      config: sizes and head.
+      dtype: "float32" or "bfloat16", the type of activations and matmuls; parameters keep theirs.
+
+    Returns:
+      `apply(params, input_ids, attention_mask=None, token_type_ids=None, *, dropout_key=None)`. Integer arrays
+      [batch, seq]; attention_mask is 1 for real tokens, 0 for padding. With a dropout key the model is in
+      training mode, without one it is deterministic.
+    """
+    graph, _ = _split(config, dtype)
+
+    def apply(
+        params: Params,
+        input_ids: Int[Array, "batch seq"],
+        attention_mask: Array | None = None,
+        token_type_ids: Array | None = None,
+        *,
+        dropout_key: Array | None = None,
+    ) -> BertOutput:
+        model = nnx.merge(graph, params)
+        rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
+        input_ids = jnp.asarray(input_ids)
+        mask = jnp.ones_like(input_ids) if attention_mask is None else jnp.asarray(attention_mask)
+        types = jnp.zeros_like(input_ids) if token_type_ids is None else jnp.asarray(token_type_ids)
+        return model(input_ids, mask, types, rngs=rngs)
+
+    return apply
+
+
+def cast_params(params: Params, dtype: Any) -> Params:
+    """All floating-point leaves in another type."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, params)

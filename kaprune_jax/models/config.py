@@ -1,0 +1,145 @@
+"""The shape of a BERT encoder and its head, read from and written to a Hugging Face `config.json`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from kaprune_jax._errors import InputError
+
+Head = Literal["none", "classification", "regression", "masked-lm"]
+Pooling = Literal["cls", "mean"]
+
+HEADS: tuple[Head, ...] = ("none", "classification", "regression", "masked-lm")
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+_ARCHITECTURE: dict[Head, str] = {
+    "none": "BertModel",
+    "classification": "BertForSequenceClassification",
+    "regression": "BertForSequenceClassification",
+    "masked-lm": "BertForMaskedLM",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Sizes of a BERT encoder (Devlin et al., 2019, arXiv:1810.04805), named as in Hugging Face's configuration.
+
+    Attributes:
+      pooling: what a sentence-level head reads: "cls", the [CLS] state through the pooler (linear, tanh), or
+        "mean", the mean of the last hidden states over real tokens, as sentence encoders are trained.
+      head: what stands on the encoder; "none" gives no logits.
+      labels: class names in the order of the logits; empty without a classification head.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+    pooling: Pooling = "cls"
+    head: Head = "none"
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InputError(f"config: {name}={getattr(self, name)!r}; a positive whole number is needed")
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"config: hidden_size={self.hidden_size} is no multiple of "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise InputError(f"config: hidden_act={self.hidden_act!r}; allowed: {', '.join(ACTIVATIONS)}")
+        if self.pooling not in ("cls", "mean"):
+            raise InputError(f"config: pooling={self.pooling!r}; allowed: cls, mean")
+        if self.head not in HEADS:
+            raise InputError(f"config: head={self.head!r}; allowed: {', '.join(HEADS)}")
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_logits(self) -> int:
+        """Width of the sentence-level head: classes, 1 for a regression, 0 without such a head."""
+        return {"classification": len(self.labels), "regression": 1}.get(self.head, 0)
+
+    def replace(self, **changes: Any) -> "BertConfig":
+        """A copy with some values changed."""
+        return dataclasses.replace(self, **changes)
+
+
+_SIZES = tuple(
+    field.name for field in dataclasses.fields(BertConfig) if field.name not in ("pooling", "head", "labels")
+)
+
+
+def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
+    """Reads a Hugging Face configuration; pooling and head come from its `kaprune` section or the architecture.
+
+    Args:
+      raw: the parsed `config.json`.
+      where: the file, for messages.
+
+    Raises:
+      InputError: another model type, a missing size, or a variant of BERT that is not supported.
+    """
+    if raw.get("model_type", "bert") != "bert":
+        raise InputError(f"{where}: model_type={raw['model_type']!r}; only the BERT layout (bert) can be read")
+    if raw.get("position_embedding_type", "absolute") != "absolute":
+        raise InputError(f"{where}: position_embedding_type={raw['position_embedding_type']!r}; allowed: absolute")
+    if raw.get("is_decoder") or raw.get("add_cross_attention"):
+        raise InputError(f"{where}: a decoder; only encoders can be read")
+    sizes = {name: raw[name] for name in _SIZES if name in raw}
+    needed = [field.name for field in dataclasses.fields(BertConfig) if field.default is dataclasses.MISSING]
+    missing = [name for name in needed if name not in sizes]
+    if missing:
+        raise InputError(f"{where}: {', '.join(missing)} missing")
+    section = raw.get("kaprune", {})
+    architecture = (raw.get("architectures") or ["BertModel"])[0]
+    labels: tuple[str, ...] = ()
+    head: Head = "none"
+    if "head" in section:
+        head = section["head"]
+    elif architecture == "BertForMaskedLM" or architecture == "BertForPreTraining":
+        head = "masked-lm"
+    elif architecture == "BertForSequenceClassification":
+        count = len(raw.get("id2label", {"0": "", "1": ""}))
+        head = "regression" if count == 1 or raw.get("problem_type") == "regression" else "classification"
+    if head == "classification":
+        names = raw.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+        labels = tuple(str(names[key]) for key in sorted(names, key=int))
+    try:
+        return BertConfig(**sizes, pooling=section.get("pooling", "cls"), head=head, labels=labels)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def to_hugging_face(config: BertConfig) -> dict[str, Any]:
+    """The configuration as stock `transformers` reads it.
+
+    A mean-pooled model is written as `BertModel`: no stock class of the BERT family pools that way, and one that
+    loaded it as a classifier would silently give other logits.
+    """
+    raw: dict[str, Any] = {name: getattr(config, name) for name in _SIZES}
+    stock = config.pooling == "cls" or config.head in ("none", "masked-lm")
+    raw["architectures"] = [_ARCHITECTURE[config.head] if stock else "BertModel"]
+    raw["model_type"] = "bert"
+    if config.head == "classification":
+        raw["id2label"] = {str(index): label for index, label in enumerate(config.labels)}
+        raw["label2id"] = {label: index for index, label in enumerate(config.labels)}
+        raw["problem_type"] = "single_label_classification"
+    elif config.head == "regression":
+        raw["id2label"], raw["label2id"] = {"0": "score"}, {"score": 0}
+        raw["problem_type"] = "regression"
+    raw["kaprune"] = {"pooling": config.pooling, "head": config.head}
+    return raw

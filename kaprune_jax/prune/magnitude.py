@@ -1,0 +1,138 @@
+"""Magnitude pruning as an optax transformation.
+
+SparseBERT (Xu et al., 2021, arXiv:2104.08682), section 3: masks are taken from |w| while the model trains; what is
+gone stays gone. With the schedule of Zhu and Gupta (2017, arXiv:1710.01878).
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from kaprune_jax._tree import path_string, select
+from kaprune_jax._typing import Masks, Predicate
+from kaprune_jax.prune.masks import _keys, _select
+from kaprune_jax.prune.patterns import Pattern, parse_pattern
+from kaprune_jax.prune.schedules import PruningSchedule
+
+
+class MagnitudePruningState(NamedTuple):
+    """State of `magnitude_pruning`.
+
+    Attributes:
+      count: optimizer steps taken.
+      masks: the tree of the parameters; boolean leaves, True where kept, None where a leaf is never pruned.
+      asked: the sparsity the last mask update was made for, in [0, 1).
+      updated: whether the last step changed the masks.
+    """
+
+    count: Int[Array, ""]
+    masks: Masks
+    asked: Float[Array, ""]
+    updated: Bool[Array, ""]
+
+
+def magnitude_pruning(
+    schedule: PruningSchedule,
+    *,
+    every: int | None = None,
+    updates: int | None = None,
+    prunable: str | Predicate = r"encoder/.*/kernel",
+    pattern: str = "element",
+    scope: Literal["matrix", "global"] = "matrix",
+) -> optax.GradientTransformationExtraArgs:
+    """Prunes the smallest weights while training goes on; to be placed last in an `optax.chain`.
+
+    The update it returns is `where(mask, update, -param)`, so `optax.apply_updates` leaves exact zeros. Masks are
+    made from the weights before the update, at the steps of the schedule only, behind `lax.cond`. A removed weight
+    never comes back. The counts are integers computed on the host: exactly floor(n (1 - s)) pieces stay.
+
+    Args:
+      schedule: `cubic`, `linear` or `one_shot`.
+      every: steps between mask updates; with neither this nor `updates`, 50.
+      updates: number of mask updates, spread evenly over the schedule (SparseBERT: 100).
+      prunable: which parameters: a regular expression on the whole path, or a function of path and array.
+      pattern: "element", "block-RxC" or "N:M".
+      scope: "matrix": every matrix keeps its own floor(n (1 - s)); "global": all are ranked together.
+
+    Raises:
+      ValueError: (at init) the pattern matches no parameter or does not divide a matrix, or it is N:M and the
+        schedule does not end at 1 - N/M or the scope is global.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> tx = optax.chain(optax.sgd(0.1), magnitude_pruning(one_shot(0.5, at=1), prunable="w"))
+      >>> params = {"w": jnp.array([4.0, 1.0, 3.0, 2.0]), "b": jnp.zeros(2)}
+      >>> updates, state = tx.update({"w": jnp.zeros(4), "b": jnp.zeros(2)}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["w"].tolist()
+      [4.0, 0.0, 3.0, 0.0]
+    """
+    form = parse_pattern(pattern)
+    if form.sparsity is not None and abs(form.sparsity - schedule.final) > 1e-9:
+        raise ValueError(f"pattern {pattern} removes exactly {form.sparsity}; the schedule ends at {schedule.final}")
+    if form.kind == "n:m" and scope == "global":
+        raise ValueError(f"pattern {pattern} is per group; scope=global is for element and block-RxC")
+    if scope not in ("matrix", "global"):
+        raise ValueError(f"scope={scope!r}; allowed: matrix, global")
+    due_steps, sparsities = schedule.updates(every=50 if every is None and updates is None else every, count=updates)
+
+    def init(params) -> MagnitudePruningState:
+        chosen = dict(select(params, prunable))
+        for path, leaf in chosen.items():
+            form.check(leaf.shape, path)
+        masks = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jnp.ones(leaf.shape, bool) if path_string(path) in chosen else None, params
+        )
+        return MagnitudePruningState(jnp.int32(0), masks, jnp.float32(0.0), jnp.bool_(False))
+
+    def update(updates, state, params=None, **_):
+        if params is None:
+            raise ValueError("magnitude_pruning needs params in tx.update(updates, state, params)")
+        count = state.count + 1
+        index = jnp.clip(jnp.searchsorted(jnp.asarray(due_steps), count), 0, len(due_steps) - 1)
+        due = jnp.asarray(due_steps)[index] == count
+        masks = jax.lax.cond(
+            due,
+            lambda masks: _update_masks(params, masks, form, sparsities, index, scope),
+            lambda masks: masks,
+            state.masks,
+        )
+        asked = jnp.where(due, jnp.asarray(sparsities, jnp.float32)[index], state.asked)
+        masked = jax.tree.map(
+            lambda update, mask, param: update if mask is None else jnp.where(mask, update, -param),
+            updates,
+            masks,
+            params,
+            is_leaf=lambda leaf: leaf is None,
+        )
+        return masked, MagnitudePruningState(count, masks, asked, due)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _update_masks(params, masks: Masks, form: Pattern, sparsities: np.ndarray, index: Array, scope: str) -> Masks:
+    """New masks inside the old ones, with the counts of the update at `index`."""
+
+    def keys_of(param, mask):
+        return _keys(form.scores(param), form.split(mask))
+
+    def counts(shape) -> Array:
+        return jnp.asarray([form.kept(shape, value) for value in sparsities], jnp.int32)[index]
+
+    leaves, structure = jax.tree.flatten(masks, is_leaf=lambda leaf: leaf is None)
+    weights = structure.flatten_up_to(params)
+    places = [place for place, mask in enumerate(leaves) if mask is not None]
+    if scope == "global":
+        pieces = sum(form.pieces(leaves[place].shape)[1] for place in places)
+        keys = [keys_of(weights[place], leaves[place]) for place in places]
+        selected = _select(keys, counts((pieces * form.rows * form.columns,)))
+    else:
+        selected = [
+            _select([keys_of(weights[place], leaves[place])], counts(leaves[place].shape))[0] for place in places
+        ]
+    for place, mask in zip(places, selected, strict=True):
+        leaves[place] = form.spread(mask, leaves[place].shape)
+    return jax.tree.unflatten(structure, leaves)

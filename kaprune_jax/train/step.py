@@ -1,0 +1,116 @@
+"""The training step: student and teacher forward, loss, gradient, optimizer, masks, in one jitted function."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from kaprune_jax._typing import Masks, Params
+from kaprune_jax.distill.objective import DistillConfig, Outputs, objective
+from kaprune_jax.prune.masks import apply_masks, mask_moments
+
+Apply = Callable[..., Outputs]
+PROJECTION = "projection"
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step.
+
+    Attributes:
+      step: optimizer steps taken.
+      params: the student's parameters, with those of the projection under "projection" where there is one.
+      opt_state: the optimizer's state; with `magnitude_pruning` in the chain it holds the masks.
+      key: random key of the run; each step folds its number in.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+    key: Array
+
+
+class StepMetrics(NamedTuple):
+    """What a step reports, left on the device until it is logged.
+
+    Attributes:
+      loss: the weighted sum.
+      terms: each loss term, unweighted.
+      asked: the sparsity the masks were last made for, in [0, 1).
+    """
+
+    loss: Float[Array, ""]
+    terms: dict[str, Float[Array, ""]]
+    asked: Float[Array, ""]
+
+
+def init_state(params: Params, tx: optax.GradientTransformation, key: Array) -> TrainState:
+    """The state before the first step; params are copied, since the step gives its input's memory away."""
+    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    return TrainState(jnp.int32(0), params, tx.init(params), key)
+
+
+def get_masks(opt_state: Any) -> Masks | None:
+    """The masks that `magnitude_pruning` keeps in an optimizer state; None without it."""
+    return optax.tree.get(opt_state, "masks")
+
+
+def split_projection(params: Params) -> tuple[Params, Params | None]:
+    """The model's own parameters, and those of the projection if there is one."""
+    return {name: part for name, part in params.items() if name != PROJECTION}, params.get(PROJECTION)
+
+
+def make_train_step(
+    apply: Apply, tx: optax.GradientTransformationExtraArgs, config: DistillConfig, *, teacher: Apply | None = None
+) -> Callable[[TrainState, Params | None, Mapping[str, Array]], tuple[TrainState, StepMetrics]]:
+    """Builds `step(state, teacher_params, batch) -> (state, metrics)`, to be jitted with the state donated.
+
+    Args:
+      apply: the student: `apply(params, input_ids, attention_mask, token_type_ids, dropout_key=key)`.
+      tx: the optimizer, `magnitude_pruning` last in its chain where something is pruned.
+      config: the objective.
+      teacher: the teacher's forward pass, called without a dropout key, so in evaluation mode; its parameters are an
+        argument of the step. None where no term needs it.
+    """
+
+    def step(state: TrainState, teacher_params: Params | None, batch: Mapping[str, Array]):
+        inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        target = teacher(teacher_params, *inputs) if teacher is not None and config.needs_teacher else None
+
+        def loss_of(params: Params):
+            model, projection = split_projection(params)
+            output = apply(model, *inputs, dropout_key=jax.random.fold_in(state.key, state.step))
+            return objective(
+                config, output, target, mask=inputs[1], labels=batch["labels"], projection=projection
+            )
+
+        (loss, terms), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        old_masks = get_masks(state.opt_state)
+        if old_masks is not None:
+            grads = apply_masks(grads, old_masks)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        asked = jnp.float32(0.0)
+        masks = get_masks(opt_state)
+        if masks is not None:
+            asked = optax.tree.get(opt_state, "asked")
+            opt_state = jax.lax.cond(
+                optax.tree.get(opt_state, "updated"), lambda s: mask_moments(s, masks), lambda s: s, opt_state
+            )
+        return TrainState(state.step + 1, params, opt_state, state.key), StepMetrics(loss, terms, asked)
+
+    return step
+
+
+def make_predict(apply: Apply) -> Callable[[Params, Mapping[str, Array]], Array]:
+    """Builds the jitted evaluation pass: parameters and a batch to logits."""
+
+    @jax.jit
+    def predict(params: Params, batch: Mapping[str, Array]) -> Array:
+        return apply(
+            split_projection(params)[0], batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+        ).logits
+
+    return predict
