@@ -107,5 +107,5 @@ def _score(name: str, predictions: Values, labels: Values) -> float:
     correlation = stats.pearsonr if name == "pearson" else stats.spearmanr
     with warnings.catch_warnings():  # nearly constant predictions: the value is rounding noise, not an error
         warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        statistic, _ = correlation(predictions, labels)
+        statistic, _ = np.asarray(correlation(predictions, labels))  # and the p-value
     return float(statistic)

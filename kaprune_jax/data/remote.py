@@ -6,6 +6,7 @@ Both give the same task as `glue.load_glue` for the same rows. The libraries are
 import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from os import PathLike, fspath
 from types import ModuleType
 from typing import Any
@@ -90,6 +91,10 @@ def load_tfds(task: str, *, data_dir: str | PathLike[str] | None = None) -> Task
 
 
 def _tfds_splits(tfds: ModuleType, name: str, data_dir: str | None) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+    # TFDS registers its builders by importing all their packages in turn and stops at the first that fails, which
+    # without TensorFlow comes before GLUE's.
+    with suppress(ImportError):
+        importlib.import_module("tensorflow_datasets.text.glue")
     # tfds.load yields tf.data pipelines; without TensorFlow only tfds.data_source can read.
     if importlib.util.find_spec("tensorflow") is None:
         return tfds.data_source(name, data_dir=data_dir)

@@ -245,10 +245,11 @@ def _listed(names: tuple[str, ...], most: int = 20) -> str:
 
 def _scores(split: RawRows) -> Float32[np.ndarray, "rows"]:
     scores = np.empty(len(split.labels), np.float32)
+    largest = float(np.finfo(np.float32).max)
     for i, (number, label) in enumerate(zip(split.numbers, split.labels, strict=True)):
         value = _number(label)
         # A float64 beyond float32 would become infinite on assignment.
-        if value is None or not abs(value) <= np.finfo(np.float32).max:
+        if value is None or not abs(value) <= largest:
             raise InputError(f"{split.source}, row {number}: score {short(label)} is not a finite number")
         scores[i] = value
     return scores

@@ -6,7 +6,6 @@ and few training rows) and `micro-sst` (praise or blame). Training rows use abou
 from pre-training. What is asked is drawn before the answer, so neither sentence alone tells the label.
 """
 
-import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from kaprune_jax._errors import InputError
-from kaprune_jax.data.rows import Rows, TaskData
+from kaprune_jax.data.rows import RawRows, Rows, TaskData, task_data
 
 from .world_facts import (
     HATED,
@@ -201,19 +200,18 @@ def held_out_rows(rows: Rows) -> Bool[np.ndarray, " rows"]:
     return np.array([uses_held_out(texts) for texts in rows.texts], bool)
 
 
-def _draw(rng: random.Random, task: str, count: int, held_out: bool, taken: set[tuple[str, ...]]) -> Rows:
+def _draw(
+    rng: random.Random, task: str, count: int, held_out: bool, taken: set[tuple[str, ...]]
+) -> list[tuple[tuple[str, ...], str]]:
     """`count` new rows, the labels in turn; every row of a held-out draw contains a held-out word."""
     make = _review if task == "micro-sst" else _inference
-    texts, labels = [], []
+    rows = []
     for index in range(count):
-        number = index % len(_LABELS[task])
-        row = make(
-            rng, task, _LABELS[task][number], held_out, lambda r: r not in taken and uses_held_out(r) == held_out
-        )
-        taken.add(row)
-        texts.append(row)
-        labels.append(number)
-    return Rows(tuple(texts), np.array(labels, np.int32))
+        label = _LABELS[task][index % len(_LABELS[task])]
+        texts = make(rng, task, label, held_out, lambda row: row not in taken and uses_held_out(row) == held_out)
+        taken.add(texts)
+        rows.append((texts, label))
+    return rows
 
 
 def load_world(task: str, *, seed: int = 0) -> TaskData:
@@ -236,8 +234,12 @@ def load_world(task: str, *, seed: int = 0) -> TaskData:
     train_count, dev_count = _SIZES[task]
     taken: set[tuple[str, ...]] = set()
     train = _draw(rng, task, train_count, False, taken)
-    seen, unseen = (_draw(rng, task, dev_count // 2, held, taken) for held in (False, True))
-    dev = Rows(seen.texts + unseen.texts, np.concatenate([seen.labels, unseen.labels]))
-    content = json.dumps([task, [[rows.texts, rows.labels.tolist()] for rows in (train, dev)]])
-    fingerprint = hashlib.sha256(content.encode()).hexdigest()
-    return TaskData(task, "classification", _LABELS[task], ("accuracy",), train, dev, fingerprint)
+    dev = [*_draw(rng, task, dev_count // 2, False, taken), *_draw(rng, task, dev_count // 2, True, taken)]
+
+    def raw(split: str, rows: list[tuple[tuple[str, ...], str]]) -> RawRows:
+        texts, labels = zip(*rows, strict=True)
+        return RawRows(f"{task} {split}", texts, labels, tuple(range(1, len(rows) + 1)))
+
+    return task_data(
+        task, raw("train", train), raw("dev", dev), kind="classification", metrics=("accuracy",), labels=_LABELS[task]
+    )

@@ -26,12 +26,14 @@ class MagnitudePruningState(NamedTuple):
       count: optimizer steps taken.
       masks: the tree of the parameters; boolean leaves, True where kept, None where a leaf is never pruned.
       asked: the sparsity the last mask update was made for, in [0, 1).
+      delivered: the fraction of prunable weights removed, counted from the masks at that update.
       updated: whether the last step changed the masks.
     """
 
     count: Int[Array, ""]
     masks: Masks
     asked: Float[Array, ""]
+    delivered: Float[Array, ""]
     updated: Bool[Array, ""]
 
 
@@ -86,7 +88,7 @@ def magnitude_pruning(
         masks = jax.tree_util.tree_map_with_path(
             lambda path, leaf: jnp.ones(leaf.shape, bool) if path_string(path) in chosen else None, params
         )
-        return MagnitudePruningState(jnp.int32(0), masks, jnp.float32(0.0), jnp.bool_(False))
+        return MagnitudePruningState(jnp.int32(0), masks, jnp.float32(0.0), jnp.float32(0.0), jnp.bool_(False))
 
     def update(updates, state, params=None, **_):
         if params is None:
@@ -94,13 +96,14 @@ def magnitude_pruning(
         count = state.count + 1
         index = jnp.clip(jnp.searchsorted(jnp.asarray(due_steps), count), 0, len(due_steps) - 1)
         due = jnp.asarray(due_steps)[index] == count
-        masks = jax.lax.cond(
-            due,
-            lambda masks: _update_masks(params, masks, form, sparsities, index, scope),
-            lambda masks: masks,
-            state.masks,
+
+        def prune(masks, *_):
+            masks = _update_masks(params, masks, form, sparsities, index, scope)
+            return masks, jnp.asarray(sparsities, jnp.float32)[index], _removed(masks)
+
+        masks, asked, delivered = jax.lax.cond(
+            due, prune, lambda *unchanged: unchanged, state.masks, state.asked, state.delivered
         )
-        asked = jnp.where(due, jnp.asarray(sparsities, jnp.float32)[index], state.asked)
         masked = jax.tree.map(
             lambda update, mask, param: update if mask is None else jnp.where(mask, update, -param),
             updates,
@@ -108,9 +111,16 @@ def magnitude_pruning(
             params,
             is_leaf=lambda leaf: leaf is None,
         )
-        return masked, MagnitudePruningState(count, masks, asked, due)
+        return masked, MagnitudePruningState(count, masks, asked, delivered, due)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _removed(masks: Masks) -> Float[Array, ""]:
+    """Fraction of the prunable weights that the masks remove."""
+    leaves = jax.tree.leaves(masks)
+    kept = sum(jnp.sum(leaf, dtype=jnp.int32) for leaf in leaves)
+    return 1.0 - kept.astype(jnp.float32) / sum(leaf.size for leaf in leaves)
 
 
 def _update_masks(params, masks: Masks, form: Pattern, sparsities: np.ndarray, index: Array, scope: str) -> Masks:

@@ -39,11 +39,13 @@ class StepMetrics(NamedTuple):
       loss: the weighted sum.
       terms: each loss term, unweighted.
       asked: the sparsity the masks were last made for, in [0, 1).
+      delivered: the fraction of prunable weights they remove.
     """
 
     loss: Float[Array, ""]
     terms: dict[str, Float[Array, ""]]
     asked: Float[Array, ""]
+    delivered: Float[Array, ""]
 
 
 def init_state(params: Params, tx: optax.GradientTransformation, key: Array) -> TrainState:
@@ -92,14 +94,14 @@ def make_train_step(
             grads = apply_masks(grads, old_masks)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        asked = jnp.float32(0.0)
+        asked = delivered = jnp.float32(0.0)
         masks = get_masks(opt_state)
         if masks is not None:
-            asked = optax.tree.get(opt_state, "asked")
+            asked, delivered = optax.tree.get(opt_state, "asked"), optax.tree.get(opt_state, "delivered")
             opt_state = jax.lax.cond(
                 optax.tree.get(opt_state, "updated"), lambda s: mask_moments(s, masks), lambda s: s, opt_state
             )
-        return TrainState(state.step + 1, params, opt_state, state.key), StepMetrics(loss, terms, asked)
+        return TrainState(state.step + 1, params, opt_state, state.key), StepMetrics(loss, terms, asked, delivered)
 
     return step
 

@@ -1,0 +1,240 @@
+"""Line charts as inline SVG, in a wide and a narrow form; the style sheet shows one of them. No script."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+Point = tuple[float, float]
+_MOST_POINTS = 300
+_MOST_DOTS = 80
+
+
+class Line(NamedTuple):
+    """One line of a chart.
+
+    Attributes:
+      name: in the legend; empty for none.
+      points: x and y; a y that is not finite breaks the line.
+      style: CSS class, which gives the colour.
+      right: read on the right axis.
+      area: filled down to the axis.
+      dots: a dot with a tooltip at each point.
+    """
+
+    name: str
+    points: Sequence[Point]
+    style: str
+    right: bool = False
+    area: bool = False
+    dots: bool = False
+
+
+class Mark(NamedTuple):
+    """A labelled place: a ring at (x, y); a level line where x is None; an upright line where y is None."""
+
+    x: float | None
+    y: float | None
+    label: str
+
+
+class Frame(NamedTuple):
+    """Size in pixels and the ranges of the axes."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    x: tuple[float, float]
+    y: tuple[float, float]
+    log: bool
+
+    @property
+    def floor(self) -> float:
+        return self.height - 40.0
+
+    def to_x(self, value: float) -> float:
+        low, high = self.x
+        return self.left + (value - low) / (high - low) * (self.width - self.left - self.right)
+
+    def to_y(self, value: float, right: bool = False) -> float:
+        low, high = (0.0, 1.0) if right else self.y
+        if self.log and not right:
+            value, low, high = math.log10(value), math.log10(low), math.log10(high)
+        return self.floor - (value - low) / (high - low) * (self.floor - 30)
+
+
+def thin(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
+    """At most about `most` points: means of neighbours; a bin with a value that is not finite stays a gap."""
+    size = math.ceil(len(points) / most) if points else 1
+    bins = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in bins]
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers inside [low, high], about `count` of them."""
+    raw = (high - low) / max(count, 1)
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten inside [low, high]; where these are few, also 2 and 5 times them, or evenly spaced numbers."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 2, 5)):
+        found = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
+        if len(found) >= 3:
+            return found[:: math.ceil(len(found) / 7)]
+    return ticks(low, high, 4)
+
+
+def short(value: float) -> str:
+    """A number for an axis or a legend."""
+    if not math.isfinite(value):
+        return "–"
+    size = abs(value)
+    if size >= 1e5 or 0 < size < 1e-4:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    if size >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_label: str = "step",
+    y_label: str = "",
+    right_label: str = "",
+    log: bool = False,
+    marks: Sequence[Mark] = (),
+    ceiling: float = math.inf,
+) -> str:
+    """A chart with its legend, or a sentence where there is nothing to draw.
+
+    Args:
+      lines: what to draw; those of the right axis are fractions in [0, 1], shown in percent.
+      title: read out by screen readers.
+      x_label: under the axis.
+      y_label: above the left axis.
+      right_label: above the right axis; empty for none.
+      log: logarithmic left axis; values that are not positive are left out.
+      marks: places to point out.
+      ceiling: the left axis does not go beyond it.
+    """
+    kept = []
+    for line in lines:
+        limit = log and not line.right
+        points = [(x, y if not limit or y > 0 else math.nan) for x, y in line.points if math.isfinite(x)]
+        if any(math.isfinite(y) for _, y in points):
+            kept.append(line._replace(points=thin(points)))
+    xs = [x for line in kept for x, _ in line.points]
+    ys = [y for line in kept if not line.right for _, y in line.points if math.isfinite(y)]
+    if not ys:
+        return f'<p class="none">{escape(title)}: nothing was recorded.</p>'
+    ys += [mark.y for mark in marks if mark.y is not None and math.isfinite(mark.y) and (mark.y > 0 or not log)]
+    x_range, y_range = _pad(min(xs), max(xs), share=0), _pad(min(ys), max(ys), share=0.08, log=log)
+    if max(ys) <= ceiling:
+        y_range = y_range[0], min(y_range[1], ceiling)
+    drawings = "".join(
+        _draw(Frame(width, height, 52, 50 if right_label else 18, x_range, y_range, log), kept, marks, name, labels)
+        for width, height, name in ((720, 320, "wide"), (360, 290, "narrow"))
+        for labels in [(title, x_label, y_label, right_label)]
+    )
+    legend = "".join(
+        f'<li><span class="swatch {line.style}{" soft" if line.area else ""}"></span>{escape(line.name)}</li>'
+        for line in kept
+        if line.name
+    )
+    return f'<figure class="chart"><ul class="legend">{legend}</ul>{drawings}</figure>'
+
+
+def _pad(low: float, high: float, *, share: float, log: bool = False) -> tuple[float, float]:
+    if log:
+        room = max(high / low, 1.5) ** share
+        return low / room, high * room
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        room = 0.5 if share == 0 else max(abs(high) * 0.1, 0.01)
+        return low - room, high + room
+    return low - (high - low) * share, high + (high - low) * share
+
+
+def _draw(frame: Frame, lines: Sequence[Line], marks: Sequence[Mark], name: str, labels: tuple[str, ...]) -> str:
+    title, x_label, y_label, right_label = labels
+    edge, floor = frame.width - frame.right, frame.floor
+    parts = [f"<title>{escape(title)}</title>"]
+    for value in log_ticks(*frame.y) if frame.log else ticks(*frame.y):
+        y = frame.to_y(value)
+        parts.append(f'<path class="grid" d="M{frame.left} {y:.1f}H{edge}"/>')
+        parts.append(_text(frame.left - 7, y + 4, short(value), "end"))
+    for value in ticks(*frame.x, count=4 if name == "narrow" else 7):
+        parts.append(_text(frame.to_x(value), floor + 17, short(value), "middle"))
+    parts.append(f'<path class="axis" d="M{frame.left} {floor}H{edge}"/>')
+    parts.append(_text((frame.left + edge) / 2, frame.height - 5, x_label, "middle"))
+    parts.append(_text(4, 14, y_label, "start"))
+    if right_label:
+        parts.append(_text(frame.width - 4, 14, right_label, "end"))
+        for value in (0.0, 0.25, 0.5, 0.75, 1.0):
+            parts.append(_text(edge + 7, frame.to_y(value, right=True) + 4, f"{value:.0%}", "start"))
+    parts += [_line(frame, line) for line in lines]
+    parts += [_mark(frame, mark) for mark in marks]
+    size = f'viewBox="0 0 {frame.width} {frame.height}"'
+    return f'<svg class="{name}" role="img" {size}>{"".join(parts)}</svg>'
+
+
+def _line(frame: Frame, line: Line) -> str:
+    runs: list[list[Point]] = [[]]
+    for x, y in line.points:
+        if math.isfinite(y):
+            runs[-1].append((frame.to_x(x), frame.to_y(y, line.right)))
+        elif runs[-1]:
+            runs.append([])
+    parts = []
+    for run in filter(None, runs):
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in run)
+        if line.area:
+            parts.append(
+                f'<path class="area" d="{path}L{run[-1][0]:.1f} {frame.floor}L{run[0][0]:.1f} {frame.floor}Z"/>'
+            )
+        parts.append(f'<path class="line" d="{path}"/>')
+        if len(run) == 1 and not line.dots:
+            parts.append(f'<circle class="dot" cx="{run[0][0]:.1f}" cy="{run[0][1]:.1f}" r="3"/>')
+    if line.dots and len(line.points) <= _MOST_DOTS:
+        for x, y in line.points:
+            if math.isfinite(y):
+                place = f'cx="{frame.to_x(x):.1f}" cy="{frame.to_y(y, line.right):.1f}"'
+                tip = escape(f"{line.name}, {short(x)}: {short(y)}")
+                parts.append(f'<circle class="dot" {place} r="3"><title>{tip}</title></circle>')
+    return f'<g class="{line.style}">{"".join(parts)}</g>'
+
+
+def _mark(frame: Frame, mark: Mark) -> str:
+    if not all(value is None or math.isfinite(value) for value in (mark.x, mark.y)):
+        return ""
+    if frame.log and mark.y is not None and mark.y <= 0:
+        return ""
+    edge = frame.width - frame.right
+    if mark.x is None and mark.y is not None:
+        y = frame.to_y(mark.y)
+        return f'<path class="level" d="M{frame.left} {y:.1f}H{edge}"/>' + _text(
+            frame.left + 5, y - 5 if y > 44 else y + 14, mark.label, "start", "note"
+        )
+    if mark.x is None or not frame.x[0] <= mark.x <= frame.x[1]:
+        return ""
+    x = frame.to_x(mark.x)
+    late = x > (frame.left + edge) / 2
+    if mark.y is None:
+        return f'<path class="level" d="M{x:.1f} 30V{frame.floor}"/>' + _text(
+            x - 5 if late else x + 5, frame.floor - 7, mark.label, "end" if late else "start", "note"
+        )
+    y = frame.to_y(mark.y)
+    ring = f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
+    return ring + _text(x - 9 if late else x + 9, y + 18, mark.label, "end" if late else "start", "note strong")
+
+
+def _text(x: float, y: float, text: str, anchor: str, style: str = "tick") -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

@@ -1,0 +1,120 @@
+"""The main job: `python -m experiments.glue`. Fine-tune or load a teacher, prune while distilling, evaluate, report.
+
+Without flags it runs the built-in offline example. Exit codes: 0 done; 2 bad input; 3 the loss was not finite;
+130 or 143 interrupted, with a checkpoint to go on from.
+"""
+
+import dataclasses
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from experiments.settings import Settings, parse, resolve
+from kaprune_jax._errors import InputError
+
+
+class Stop:
+    """Remembers that a signal asked to stop; a second one ends the program at once."""
+
+    def __init__(self):
+        self.signal: int | None = None
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, self._ask)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.signal is not None:
+            raise SystemExit(128 + number)
+        self.signal = number
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+
+def run(settings: Settings, should_stop: Stop) -> None:
+    """Runs every method of the settings, one after the other, from one teacher."""
+    from experiments.prepare import prepare
+    try:
+        from experiments.report import write_comparison, write_report
+    except ImportError:
+        write_comparison = write_report = lambda *a: None
+    from experiments.run import get_teacher, run_method
+
+    prepared = prepare(settings)
+    data = prepared.data
+    print(f"{data.name}: {len(data.train.texts)} training rows, {len(data.dev.texts)} dev rows, {data.kind}")
+    for note in prepared.notes:
+        print(f"note: {note}")
+    assert settings.out is not None
+    out, methods = Path(settings.out), settings.methods
+    folders = {method: out if len(methods) == 1 else out / method for method in methods}
+    teacher = dense = None
+    if methods != ("dense",):
+        teacher, dense = get_teacher(prepared, out / "teacher", should_stop)
+    results = {}
+    for method, folder in folders.items():
+        own = dataclasses.replace(settings, method=method) if len(methods) > 1 else settings
+        results[method] = run_method(
+            method, prepared._replace(settings=own), folder, should_stop, teacher=teacher, dense=dense
+        )
+        write_report(folder)
+    if len(methods) > 1:
+        write_comparison(out, list(folders.values()))
+    print()
+    for method, result in results.items():
+        print(summary(method, result))
+    print(f"report: {out / 'report.html'}")
+
+
+def summary(method: str, result: dict) -> str:
+    """One line of figures for the terminal."""
+    sizes, bytes = result["sparsity"], result["bytes"]
+    dense = "" if result["dense"] is None or method == "dense" else f"dense {result['dense']:.4f} -> "
+    return (
+        f"{method}: {result['metric']} {dense}{result['pruned']:.4f} (last step {result['last']:.4f}); "
+        f"zeros: {sizes['encoder']:.4%} of the encoder matrices, {sizes['all']:.2%} of all parameters; "
+        f"{bytes['dense'] / 1e6:.1f} MB dense, {bytes['stored'] / 1e6:.1f} MB stored sparse"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    settings = None
+    try:
+        settings = resolve(parse(arguments))
+        stop = Stop()
+        from kaprune_jax.train.loop import Diverged, Interrupted
+
+        try:
+            run(settings, stop)
+        except Diverged as error:
+            print(f"error: {error}; {_checkpoint(settings)}", file=sys.stderr)
+            return 3
+        except Interrupted as error:
+            given = [flag for flag in (arguments if arguments is not None else sys.argv[1:]) if flag != "--resume"]
+            if "--out" not in " ".join(given):
+                given += ["--out", str(settings.out)]
+            print(f"{error}; to go on: python -m experiments.glue {shlex.join(given)} --resume", file=sys.stderr)
+            return 128 + (stop.signal or signal.SIGINT)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _checkpoint(settings: Settings) -> str:
+    """Names the newest checkpoint under the run folder."""
+    folders = [path for path in Path(settings.out or ".").rglob("ckpt/*") if path.name.isdigit()]
+    if not folders:
+        return "there is no checkpoint yet"
+    newest = max(folders, key=lambda path: path.stat().st_mtime)
+    return f"the last good checkpoint is {newest} (step {newest.name}); a lower --learning-rate may help"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The methods, told apart by four things: the start, the objective, the pruning schedule, and the learning rate.
+
+All pruning methods take the same number of steps over the same batches.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import optax
+
+from experiments.prepare import Prepared
+from experiments.settings import Settings, loss_weights
+from kaprune_jax._typing import Params
+from kaprune_jax.deploy.folder import Model
+from kaprune_jax.distill.objective import (
+    DistillConfig,
+    hard_labels_loss,
+    init_projection,
+    logits_loss,
+    sparsebert_loss,
+)
+from kaprune_jax.models.bert import PRUNABLE
+from kaprune_jax.prune.magnitude import magnitude_pruning
+from kaprune_jax.prune.schedules import PruningSchedule
+from kaprune_jax.train.optimizer import adamw, learning_rate
+from kaprune_jax.train.step import PROJECTION
+
+_LOSSES = {"sparsebert": sparsebert_loss, "logits": logits_loss}
+
+
+class Plan(NamedTuple):
+    """How one method trains.
+
+    Attributes:
+      phase: "teacher" for plain fine-tuning, else "prune".
+      params: where the student starts.
+      objective: its loss.
+      tx: the optimizer, with pruning last.
+      rate: learning rate by step.
+      steps: optimizer steps in all.
+      target_step: the step from which the asked sparsity holds; 0 without pruning.
+      notes: lines for a person.
+    """
+
+    phase: str
+    params: Params
+    objective: DistillConfig
+    tx: optax.GradientTransformationExtraArgs
+    rate: optax.Schedule
+    steps: int
+    target_step: int
+    notes: tuple[str, ...]
+
+
+def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
+    """Sets up a method.
+
+    Args:
+      method: "sparsebert": the pre-trained encoder, all distillation terms; "logits": only the logits;
+        "hard-labels": no teacher; "prune-finetuned": starts as the teacher, task labels; "prune-then-finetune":
+        the pre-trained encoder pruned at once, then fine-tuned; "dense": fine-tuning without pruning.
+      prepared: data and start.
+      teacher: the fine-tuned model; None for "dense".
+    """
+    settings = prepared.settings
+    dense = method == "dense"
+    epochs = settings.teacher_epochs if dense else settings.epochs
+    peak = settings.teacher_learning_rate if dense else settings.learning_rate
+    assert epochs is not None
+    assert peak is not None
+    steps = max(1, round(epochs * prepared.train.steps_per_epoch))
+    rate = learning_rate(peak, steps=steps, schedule=settings.schedule, warmup=settings.warmup)  # pyright: ignore[reportArgumentType]
+    optimizer = adamw(rate, weight_decay=settings.weight_decay)
+    params = prepared.start.params
+    if dense:
+        return Plan("teacher", params, hard_labels_loss(), _extra(optimizer), rate, steps, 0, ())
+    objective, notes = _objective(method, settings, prepared.start, teacher)
+    if method == "prune-finetuned" and teacher is not None:
+        if jax.tree.map(lambda leaf: leaf.shape, teacher.params) != jax.tree.map(lambda leaf: leaf.shape, params):
+            notes += ("the teacher has another shape than --model; prune-finetuned prunes the teacher's shape",)
+        params = teacher.params
+    if objective.projection and teacher is not None:
+        widths = (prepared.start.config.hidden_size, teacher.config.hidden_size)
+        key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+        params = {**params, PROJECTION: init_projection(*widths, key)}
+    schedule = _schedule(method, settings, steps)
+    tx = optax.chain(
+        optimizer,
+        magnitude_pruning(
+            schedule, updates=settings.updates, prunable=PRUNABLE, pattern=settings.pattern, scope=settings.scope  # pyright: ignore[reportArgumentType]
+        ),
+    )
+    return Plan("prune", params, objective, _extra(tx), rate, steps, schedule.end, notes)
+
+
+def _extra(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    return optax.with_extra_args_support(tx)
+
+
+def _schedule(method: str, settings: Settings, steps: int) -> PruningSchedule:
+    """When what fraction is gone; steps count from 1."""
+    assert settings.sparsity is not None
+    if method == "prune-then-finetune":
+        return PruningSchedule(settings.sparsity, 0, 1, shape="one-shot")
+    end = min(steps, max(1, round(settings.target_at * steps)))
+    return PruningSchedule(settings.sparsity, 0, end, shape=settings.sparsity_schedule)  # pyright: ignore[reportArgumentType]
+
+
+def _objective(
+    method: str, settings: Settings, start: Model, teacher: Model | None
+) -> tuple[DistillConfig, tuple[str, ...]]:
+    """The method's loss with what the flags change, fitted to the shapes of student and teacher."""
+    changes: dict = dict(
+        temperature=settings.temperature,
+        layer_map=settings.layer_map,
+        projection=settings.projection,
+        **loss_weights(settings.loss_weights),
+    )
+    if settings.regression_target == "teacher":
+        changes["regression_target"] = "teacher"
+    config = dataclasses.replace(_LOSSES.get(method, hard_labels_loss)(), **changes)
+    notes: list[str] = []
+    if teacher is not None and (config.embeddings or config.hidden or config.attention):
+        if config.attention and teacher.config.num_attention_heads != start.config.num_attention_heads:
+            config = dataclasses.replace(config, attention=0.0)
+            notes.append("attention scores are not distilled: teacher and student have different numbers of heads")
+        if teacher.config.hidden_size != start.config.hidden_size and not config.projection:
+            config = dataclasses.replace(config, projection=True)
+            notes.append("a projection is learned: teacher and student have different widths")
+    if not (config.embeddings or config.hidden):
+        config = dataclasses.replace(config, projection=False)
+    return config, tuple(notes)

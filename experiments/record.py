@@ -1,0 +1,143 @@
+"""What a run writes about itself: settings, environment, metrics, progress on the terminal."""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.prepare import Prepared
+from experiments.settings import Settings, command_line
+from kaprune_jax._errors import InputError
+from kaprune_jax.deploy.weights import fingerprint, read_json
+from kaprune_jax.train.loop import LogRecord
+
+# Settings that do not change what is computed.
+_FREE = ("resume", "log_every", "command", "out")
+
+
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON file whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
+    os.replace(partial, file)
+
+
+def versions() -> dict[str, str]:
+    """The versions a result depends on."""
+    names = ("kaprune-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "scikit-learn")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def environment(prepared: Prepared) -> dict[str, Any]:
+    """Versions, devices, source revision, and what went in."""
+    where = Path(__file__).parent
+    git = ["git", "-C", str(where), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision = "unknown"
+    return {
+        "versions": versions(),
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "revision": revision,
+        "data": prepared.data.fingerprint,
+        "model": fingerprint(prepared.start.folder),
+        "teacher": fingerprint(prepared.teacher.folder) if prepared.teacher else None,
+    }
+
+
+def open_run(folder: Path, settings: Settings, env: dict[str, Any]) -> None:
+    """Makes the run folder with its settings and environment; when resuming, checks that they are the same.
+
+    Raises:
+      InputError: the folder holds a run with other settings, or cannot be written.
+    """
+    config = dataclasses.asdict(settings) | {"command": command_line()}
+    if (folder / "config.json").is_file():
+        old = read_json(folder / "config.json")
+        different = [name for name in config if name not in _FREE and old.get(name) != config[name]]
+        if different:
+            name = different[0]
+            raise InputError(
+                f"--resume: {folder} was started with --{name.replace('_', '-')} {old.get(name)}, now {config[name]}"
+            )
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", config)
+        write_json(folder / "env.json", env)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be written ({error.strerror})") from None
+
+
+class Recorder:
+    """Appends to `metrics.jsonl` and keeps a line of progress on the terminal."""
+
+    def __init__(self, folder: Path, phase: str, title: str, steps: int):
+        """Args:
+        folder: the run folder.
+        phase: "teacher" or "prune".
+        title: what to call the run on the terminal.
+        steps: of the whole phase.
+        """
+        self.file = folder / "metrics.jsonl"
+        self.phase, self.title, self.steps = phase, title, steps
+        self._live = sys.stdout.isatty()
+
+    def rewind(self, step: int) -> None:
+        """Drops records after a step, which is gone on from."""
+        if self.file.is_file():
+            lines = self.file.read_text("utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            self.file.write_text("".join(line + "\n" for line in kept), "utf-8")
+
+    def train(self, record: LogRecord, learning_rate: float) -> None:
+        """A record of training steps."""
+        self._append(
+            {
+                "kind": "train",
+                "phase": self.phase,
+                "step": record.step,
+                "loss": record.loss,
+                "terms": record.terms,
+                "sparsity": {"asked": record.asked, "delivered": record.delivered},
+                "learning_rate": learning_rate,
+                "examples_per_second": record.examples_per_second,
+            }
+        )
+        minutes, seconds = divmod(round(record.remaining), 60)
+        line = (
+            f"{self.title}  step {record.step}/{self.steps}  loss {record.loss:.4g}  sparsity {record.delivered:.4f}  "
+            f"{record.examples_per_second:.0f} rows/s  {minutes}:{seconds:02d} left"
+        )
+        print(f"\r{line:<110}" if self._live else line, end="" if self._live else "\n", flush=True)
+
+    def evaluation(self, step: int, metrics: dict[str, float], sparsity: float) -> None:
+        """A record of an evaluation."""
+        score = next(iter(metrics.values()))
+        self._append(
+            {
+                "kind": "eval",
+                "phase": self.phase,
+                "step": step,
+                "metrics": metrics,
+                "score": score,
+                "sparsity": sparsity,
+            }
+        )
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        line = f"{self.title}  step {step}/{self.steps}  dev {shown}  sparsity {sparsity:.4f}"
+        print(f"\r{line:<110}" if self._live else line, flush=True)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with self.file.open("a", encoding="utf-8") as opened:
+            opened.write(json.dumps(record, allow_nan=False) + "\n")

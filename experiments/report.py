@@ -1,0 +1,110 @@
+"""Run folders to `report.html`, a page that needs nothing else, and `table.md`.
+
+python -m experiments.report runs/A
+python -m experiments.report runs/A runs/B runs/C --out runs/compared
+"""
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.mask_pictures import study
+from experiments.report_compare import comparison_page
+from experiments.report_data import Run, find_runs, read_masks, read_run
+from experiments.report_html import run_page
+from experiments.report_text import markdown
+from kaprune_jax._errors import InputError
+
+
+def write_report(run_folder: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> Path:
+    """Writes `report.html` and `table.md` of one run.
+
+    Args:
+      run_folder: of a finished run.
+      out: where to; the run folder itself if not given.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      InputError: a file of the run is missing or broken, or nothing can be written there; then nothing is.
+    """
+    run = read_run(Path(run_folder))
+    return _write(Path(out or run_folder), _page_of(run), markdown([run]))
+
+
+def write_comparison(folder: str | os.PathLike[str], run_folders: Sequence[str | os.PathLike[str]]) -> Path:
+    """Writes `report.html` and `table.md` of several runs, of one or more methods, seeds, tasks and sparsities.
+
+    Args:
+      folder: where to; made if it is not there.
+      run_folders: of finished runs, at least one.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      InputError: there are no runs, a file of one is missing or broken, or nothing can be written; then nothing is.
+    """
+    runs = [read_run(Path(place)) for place in run_folders]
+    if not runs:
+        raise InputError(f"{folder}: no run folders to compare; at least one is needed")
+    return _write(Path(folder), comparison_page(runs, Path(folder)), markdown(runs))
+
+
+def _page_of(run: Run) -> str:
+    found = re.fullmatch(r"block-([1-9]\d*)x([1-9]\d*)", run.pattern)
+    block = (int(found[1]), int(found[2])) if found else (32, 128)
+    return run_page(run, study(read_masks(run.folder), block=block))
+
+
+def _write(folder: Path, page: str, table: str) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (("table.md", table), ("report.html", page)):
+            with tempfile.NamedTemporaryFile(
+                "w", encoding="utf-8", dir=folder, prefix=f".{name}-", delete=False
+            ) as file:
+                file.write(text)
+            os.chmod(file.name, 0o644)  # temporary files are for their owner only
+            os.replace(file.name, folder / name)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    return folder / "report.html"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report", description="Run folders to report.html and table.md."
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", type=Path, help="run folder, or a folder that holds run folders"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write (default: the run folder; for several, their common parent)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        places = find_runs(options.runs)
+        if len(places) == 1:
+            page = write_report(places[0], out=options.out)
+        else:
+            parent = os.path.commonpath([place.resolve().parent for place in places])
+            page = write_comparison(options.out or parent, places)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""The page of several runs: methods side by side, over seeds; and where each method removed weights."""
+
+import math
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from experiments import report_text as words
+from experiments.charts import Line, Mark, Point, line_chart
+from experiments.mask_pictures import kinds
+from experiments.report_data import METHODS, Run, Setting, group_runs, number, spread
+from experiments.report_html import page, paragraphs, section, table
+
+
+def comparison_page(runs: Sequence[Run], folder: Path) -> str:
+    """The page of several runs.
+
+    Args:
+      runs: what `read_run` gives, at least one.
+      folder: where the page will lie; links to the runs' own reports start there.
+    """
+    groups = group_runs(runs)
+    tasks = list(dict.fromkeys(setting.task for setting in groups))
+    methods = sorted({run.method for run in runs}, key=_rank)
+    title = f"{', '.join(tasks)}: {len(methods)} method{'s' * (len(methods) > 1)} in {len(runs)} runs"
+    read_as = (
+        "Scores are mean ± sample standard deviation (number of runs). Pruned is the delivered model: the best point "
+        "with the target sparsity reached. Last is the end of the run. Sparsity is counted from zeros in the delivered "
+        "weights."
+    )
+    body = (
+        f'<header><p class="over">comparison</p><h1>{escape(title)}</h1>'
+        f"{paragraphs(words.comparisons(runs), 'lead')}{paragraphs(words.caveats(runs), 'notice')}</header>\n"
+        + section("Methods", *(_table(setting, words.table_rows(_flat(inner))) for setting, inner in groups.items()))
+        + f'<p class="note">{read_as}</p>'
+        + "".join(section(f"Score against step: {_name(key)}", _overlay(key, inner)) for key, inner in groups.items())
+        + section("Score against sparsity", *_score_by_sparsity(groups))
+        + section("What each method removed where", _where(groups))
+        + section("Runs", _list(runs, folder))
+    )
+    return page(title, body)
+
+
+def _flat(methods: dict[str, list[Run]]) -> list[Run]:
+    return [run for members in methods.values() for run in members]
+
+
+def _name(setting: Setting) -> str:
+    asked = f", {words.percent(setting.sparsity)} asked" if setting.sparsity >= 0 else ""
+    return f"{setting.task}, {setting.pattern}{asked}"
+
+
+def _rank(method: str) -> tuple[int, str]:
+    return (METHODS.index(method) if method in METHODS else len(METHODS)), method
+
+
+def _colour(method: str) -> str:
+    return f"c{min(_rank(method)[0], 7) + 1}"
+
+
+def _table(setting: Setting, rows: list[tuple[str, ...]]) -> str:
+    start = words.HEADER.index("method")
+    return f"<h3>{escape(_name(setting))} ({escape(setting.metric)})</h3>" + table(
+        words.HEADER[start:], [row[start:] for row in rows]
+    )
+
+
+def _overlay(setting: Setting, methods: dict[str, list[Run]]) -> str:
+    lines: list[Line] = []
+    for method, members in methods.items():
+        curves = [_curve(run) for run in members]
+        if len(curves) > 1:
+            lines += [Line("", curve, f"{_colour(method)} faint") for curve in curves]
+        name = f"{method}, mean of {len(curves)}" if len(curves) > 1 else method
+        lines.append(Line(name, mean_curve(curves), _colour(method), dots=True))
+    dense = spread([run.figure("dense") for run in _flat(methods)])
+    marks = [Mark(None, dense.mean, f"dense {words.score(dense.mean)}")] if dense.n else []
+    title = f"{setting.metric} against step, {_name(setting)}"
+    return line_chart(lines, title=title, y_label=setting.metric, marks=marks, ceiling=1.0)
+
+
+def _curve(run: Run) -> list[Point]:
+    return [(number(r, "step"), number(r, "score")) for r in run.select("eval", run.phase)]
+
+
+def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
+    """The mean at each step at which every curve has a finite value; empty where there is no such step."""
+    values = [{x: y for x, y in curve if math.isfinite(y)} for curve in curves]
+    shared = set.intersection(*(set(value) for value in values)) if values else set()
+    return [(x, sum(value[x] for value in values) / len(values)) for x in sorted(shared)]
+
+
+def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]]) -> list[str]:
+    found: dict[tuple[str, str, str], dict[str, list[Point]]] = {}
+    for setting, methods in groups.items():
+        for method, members in methods.items():
+            point = (
+                spread([run.figure("sparsity", "encoder") for run in members]).mean,
+                spread([run.figure("pruned") for run in members]).mean,
+            )
+            found.setdefault(setting[:3], {}).setdefault(method, []).append(point)
+    return [
+        line_chart(
+            [Line(method, sorted(points), _colour(method), dots=True) for method, points in methods.items()],
+            title=f"{metric} of the pruned model against sparsity, {task}, {pattern}",
+            x_label="sparsity of the encoder's matrices",
+            y_label=f"{metric}, {task}, {pattern}",
+            ceiling=1.0,
+        )
+        for (task, metric, pattern), methods in found.items()
+        if any(len(points) > 1 for points in methods.values())
+    ]
+
+
+def _where(groups: dict[Setting, dict[str, list[Run]]]) -> str:
+    rows, columns = [], []
+    for setting, methods in groups.items():
+        for method, members in methods.items():
+            values: dict[str, list[float]] = {}
+            for run in members:
+                per_matrix = run.result.get("per_matrix")
+                per_matrix = per_matrix if isinstance(per_matrix, dict) else {}
+                for kind, found in kinds({path: number(value) for path, value in per_matrix.items()}).items():
+                    values.setdefault(kind, []).extend(found)
+            if values:
+                rows.append((f"{method} ({_name(setting)})", values))
+                columns += [kind for kind in values if kind not in columns]
+    cells = [(name, *(words.percent(spread(values.get(kind, [])).mean) for kind in columns)) for name, values in rows]
+    text = "<p>Percent of the weights removed, mean over layers and seeds, by kind of matrix.</p>"
+    return text + table(("method", *columns), cells) if cells else ""
+
+
+def _list(runs: Sequence[Run], folder: Path) -> str:
+    items = []
+    for run in runs:
+        own = run.folder.resolve()
+        name = escape(f"{run.task}, {run.method}, seed {words.count(run.figure('seed'))}")
+        if (own / "report.html").is_file() and own != folder.resolve():
+            place = Path(os.path.relpath(own / "report.html", folder.resolve())).as_posix()
+            name = f'<a href="{escape(place)}">{name}</a>'
+        command = f'<pre class="command">{escape(run.command)}</pre>' if run.command else ""
+        items.append(f"<li>{name}: {escape(words.summary(run))}{command}</li>")
+    return f'<ul class="runs">{"".join(items)}</ul>'

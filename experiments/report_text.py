@@ -1,0 +1,238 @@
+"""The words, numbers and tables of a report: formats, what a run came to in plain words, and rows for several runs."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from experiments.mask_pictures import Counts
+from experiments.report_data import Run, Spread, differing_settings, group_runs, spread
+
+HEADER = (
+    "task", "metric", "pattern", "asked", "method", "seeds", "dense", "pruned", "last",
+    "encoder sparsity", "overall sparsity", "stored", "steps", "time",
+)  # fmt: skip
+_SPEED = {
+    "element": (
+        "Zeros in single places make the stored model smaller, not faster: a dense matrix product takes the same time "
+        "whatever the weights are. Three things would make it faster: whole blocks of zeros together with a kernel "
+        "that skips them (pattern block-RxC), N:M patterns such as 2:4 on hardware that has units for them, and "
+        "structured removal of heads, units and layers, which leaves smaller dense matrices."
+    ),
+    "block": (
+        "Blocks of zeros save time only with a kernel that skips them; an ordinary dense matrix product takes as long "
+        "as before. N:M patterns on hardware that has units for them, and structured removal of heads, units and "
+        "layers, are the other ways to real speed."
+    ),
+    "N:M": (
+        "N:M zeros save time only on hardware that has units for that very pattern, and in a format made for it; "
+        "elsewhere a dense matrix product takes as long as before. Blocks with a kernel that skips them, and "
+        "structured removal of heads, units and layers, are the other ways to real speed."
+    ),
+    "structured": (
+        "Zeros alone make no model faster. Structured removal does once the removed heads, units and layers are cut "
+        "out of the matrices, which leaves smaller dense ones; blocks need a kernel that skips them, N:M patterns "
+        "need hardware that has units for them."
+    ),
+}
+
+
+def score(value: float) -> str:
+    """A score as its fraction, three digits."""
+    return f"{value:.3f}" if math.isfinite(value) else "–"
+
+
+def percent(value: float) -> str:
+    """A fraction in percent; close to 100 % with as many digits as it takes to tell it from 100 %."""
+    if not math.isfinite(value):
+        return "–"
+    digits = 2 if 0.999 <= value < 1 else 1
+    return f"{100 * value:.{digits}f} %"
+
+
+def points(value: float) -> str:
+    """A difference of scores in points, hundredths of the score, with its sign."""
+    return f"{100 * value:+.1f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def size(value: float) -> str:
+    """Bytes in decimal units."""
+    if not math.isfinite(value):
+        return "–"
+    for unit in ("B", "kB", "MB"):
+        if abs(value) < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} GB"
+
+
+def count(value: float) -> str:
+    """A whole number with separators."""
+    return f"{value:,.0f}" if math.isfinite(value) else "–"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def mean_and_spread(values: Spread) -> str:
+    """Mean ± standard deviation (n)."""
+    if not values.n:
+        return "–"
+    deviation = f" ± {values.deviation:.3f}" if values.n > 1 else ""
+    return f"{values.mean:.3f}{deviation} ({values.n})"
+
+
+def headline(run: Run) -> str:
+    """Task, method and sparsity in a line."""
+    if run.method == "dense":
+        return f"{run.task}, fine-tuned and not pruned"
+    sparsity = run.figure("sparsity", "encoder")
+    return f"{run.task} by {run.method}" + (f": {percent(sparsity)} removed" if math.isfinite(sparsity) else "")
+
+
+def summary(run: Run) -> str:
+    """What came out, in plain words; leaves out what was not measured."""
+    dense, pruned = run.figure("dense"), run.figure("pruned")
+    if run.method == "dense":
+        text = f"The model was fine-tuned on {run.task} and nothing was removed; {run.metric} is {score(dense)}."
+        return text if math.isfinite(dense) else f"The model was fine-tuned on {run.task} and nothing was removed."
+    encoder, everything = run.figure("sparsity", "encoder"), run.figure("sparsity", "all")
+    parts = [f"Method {run.method} pruned a model for {run.task}"]
+    if math.isfinite(encoder):
+        parts = [f"Pruning by {run.method} removed {percent(encoder)} of the weights in the encoder's matrices"]
+        parts += [f" ({percent(everything)} of all parameters)"] if math.isfinite(everything) else []
+    if math.isfinite(dense) and math.isfinite(pruned):
+        change = pruned - dense
+        word = "stayed at" if abs(change) < 5e-4 else "went from"
+        level = score(dense) if word == "stayed at" else f"{score(dense)} to {score(pruned)} ({points(change)} points)"
+        parts.append(f"; {run.metric} on the dev set {word} {level}")
+    text = "".join(parts) + "."
+    stored, whole = run.figure("bytes", "stored"), run.figure("bytes", "dense")
+    if stored > 0 and whole > 0:
+        text += (
+            f" Stored sparse, the model takes {size(stored)} instead of {size(whole)}, {whole / stored:.1f} times less."
+        )
+    return text
+
+
+def notices(run: Run) -> list[str]:
+    """What a reader must know before believing the figures."""
+    found = []
+    asked, encoder = run.figure("sparsity", "asked"), run.figure("sparsity", "encoder")
+    if run.method != "dense" and asked - encoder > 0.002:
+        found.append(f"The asked sparsity of {percent(asked)} was not reached: {percent(encoder)} was delivered.")
+    if run.method != "dense" and not math.isfinite(run.figure("pruned")):
+        found.append("There is no score of the pruned model.")
+    dev, pruned = run.figure("examples", "dev"), run.figure("pruned")
+    if run.metric == "accuracy" and dev > 0 and 0 <= pruned <= 1:
+        error = math.sqrt(pruned * (1 - pruned) / dev)
+        found.append(
+            f"The dev set has {count(dev)} rows: the accuracy has a standard error of about {100 * error:.1f} points "
+            "from that alone. The best point was chosen on the same rows, which flatters it a little."
+        )
+    if any(not math.isfinite(float(r["loss"])) for r in run.select("train") if isinstance(r.get("loss"), int | float)):
+        found.append("The loss was not finite at some step; the lines of the plots have a gap there.")
+    return found
+
+
+def about_speed(run: Run, counts: Counts | None) -> list[str]:
+    """What the zeros do, and do not do, for speed."""
+    texts = []
+    if run.method != "dense":
+        texts.append(_SPEED.get(_kind(run.pattern), _SPEED["structured"]))
+    if counts and counts.blocks:
+        share, (rows, columns) = counts.empty_blocks / counts.blocks, counts.block
+        texts.append(
+            f"Counted in the masks of this model: {percent(share)} of its {counts.blocks:,} blocks of {rows}×{columns} "
+            f"hold no weight at all, nor do {percent(counts.empty_rows / counts.rows)} of the matrices' rows (inputs) "
+            f"and {percent(counts.empty_columns / counts.columns)} of their columns (outputs)."
+        )
+    return texts
+
+
+def _kind(pattern: str) -> str:
+    return "N:M" if re.fullmatch(r"\d+:\d+", pattern) else pattern.split("-")[0]
+
+
+def table_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """A row of text for each setting and method, in the columns of `HEADER`."""
+    rows = []
+    for setting, methods in group_runs(runs).items():
+        for method, members in methods.items():
+
+            def mean(*keys: str, members: list[Run] = members) -> Spread:
+                return spread([run.figure(*keys) for run in members])
+
+            seeds = ", ".join(count(run.figure("seed")) for run in members)
+            rows.append((
+                setting.task, setting.metric, setting.pattern,
+                percent(setting.sparsity) if setting.sparsity >= 0 else "–",
+                method, f"{len(members)} ({seeds})",
+                *(mean_and_spread(mean(key)) for key in ("dense", "pruned", "last")),
+                percent(mean("sparsity", "encoder").mean), percent(mean("sparsity", "all").mean),
+                size(mean("bytes", "stored").mean), count(mean("steps").mean), duration(mean("seconds").mean),
+            ))  # fmt: skip
+    return rows
+
+
+def caveats(runs: Sequence[Run]) -> list[str]:
+    """Where a mean is taken over too little, or over runs that differ in more than their seed."""
+    found = []
+    for setting, methods in group_runs(runs).items():
+        for method, members in methods.items():
+            if differing := differing_settings(members):
+                named = "; ".join(f"{name}: {', '.join(values)}" for name, values in list(differing.items())[:6])
+                found.append(
+                    f"{setting.task}, {method}: the mean is over runs that differ in more than the seed ({named})."
+                )
+            seeds = [run.figure("seed") for run in members]
+            if len(set(seeds)) < len(seeds):
+                found.append(f"{setting.task}, {method}: a seed occurs more than once, so n overstates the evidence.")
+        if len(methods) > 1 and min(len(members) for members in methods.values()) < 3:
+            found.append(f"{setting.task}: fewer than three seeds of a method; differences may be chance.")
+    return list(dict.fromkeys(found))
+
+
+def comparisons(runs: Sequence[Run]) -> list[str]:
+    """For each setting with several methods, the first against each other one, paired by seed."""
+    found = []
+    for setting, methods in group_runs(runs).items():
+        (first, own), *others = methods.items()
+        for name, members in others:
+            seeds = {run.figure("seed"): run.figure("pruned") for run in members}
+            gaps = [run.figure("pruned") - seeds[seed] for run in own if (seed := run.figure("seed")) in seeds]
+            gap = spread(gaps)
+            if gap.n:
+                wins = sum(value > 0 for value in gaps)
+                deviation = f" ± {100 * gap.deviation:.1f}" if gap.n > 1 else ""
+                seeds_text = f"{gap.n} shared seeds, ahead in {wins}" if gap.n > 1 else "one shared seed"
+                found.append(
+                    f"{setting.task} at {percent(setting.sparsity) if setting.sparsity >= 0 else 'unknown sparsity'}: "
+                    f"{first} against {name}, {points(gap.mean)}{deviation} points of {setting.metric} ({seeds_text})."
+                )
+    return found
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """The table as Markdown, how to read it, and the command of each run."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |\n"
+
+    text = line(HEADER) + line(["---"] * len(HEADER)) + "".join(line(row) for row in table_rows(runs))
+    text += (
+        '\nScores are mean ± sample standard deviation (number of runs). "pruned" is the best point with the target '
+        'sparsity reached, the delivered model; "last" is the end of the run. Sparsity is counted from zeros in the '
+        "delivered weights: of the encoder's matrices, and of all parameters.\n"
+    )
+    notes = comparisons(runs) + caveats(runs)
+    text += "".join(f"\n- {' '.join(note.split())}" for note in notes) + ("\n" if notes else "")
+    commands = [" ".join(run.command.split()) for run in runs if run.command]
+    return text + ("\nMade by\n\n" + "".join(f"    {command}\n" for command in commands) if commands else "")

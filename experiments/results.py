@@ -1,0 +1,85 @@
+"""The figures of a run, counted from the files it delivers, and the model card."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.prepare import Prepared
+from kaprune_jax._tree import select
+from kaprune_jax.deploy.folder import load
+from kaprune_jax.deploy.weights import read_json
+from kaprune_jax.models.bert import PRUNABLE
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a run that is complete, else None."""
+    return read_json(folder / "result.json") if (folder / "result.json").is_file() else None
+
+
+def delivered(folder: Path, *, asked: float) -> dict[str, Any]:
+    """Sparsity, parameters and bytes of a model folder, from zeros in the weights it holds.
+
+    Stored sparse means: of each encoder matrix one bit per weight and the kept values in float32, the rest as it is.
+    """
+    import jax
+
+    params = load(folder).params
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    matrices = {path: np.asarray(leaf) for path, leaf in select(params, PRUNABLE)}
+    size = sum(matrix.size for matrix in matrices.values())
+    zeros = {path: int(matrix.size - np.count_nonzero(matrix)) for path, matrix in matrices.items()}
+    removed = sum(zeros.values()) if asked else 0
+    sparse = 4 * (total - removed) + sum(-(-matrix.size // 8) for matrix in matrices.values())
+    return {
+        "sparsity": {"asked": asked, "encoder": removed / size, "all": removed / total},
+        "parameters": {"dense": total, "kept": total - removed, "encoder": size},
+        "bytes": {"dense": 4 * total, "stored": min(sparse, 4 * total)},
+        "per_matrix": {path: (zeros[path] if asked else 0) / matrix.size for path, matrix in matrices.items()},
+    }
+
+
+def card(result: dict[str, Any], prepared: Prepared, *, last: bool) -> str:
+    """The model card: what it is, its figures, how to use it."""
+    settings, config = prepared.settings, prepared.start.config
+    score, metrics = (
+        (result["last"], result["last_metrics"]) if last else (result["pruned"], result["metrics"])
+    )
+    figures = "\n".join(f"| {name} (dev) | {value:.4f} |" for name, value in metrics.items())
+    dense = "" if result["dense"] is None else f"| {result['metric']} of the dense model | {result['dense']:.4f} |\n"
+    chosen = "the last step" if last else f"step {result['best_step']}, the best on dev at the target sparsity"
+    stock = (
+        "`AutoModelForSequenceClassification` of `transformers` loads this folder as it is."
+        if config.pooling == "cls"
+        else "The sentence vector is the mean of the last hidden states over real tokens, which no stock BERT "
+        "classifier computes: `AutoModel` of `transformers` loads the encoder, and the logits are that mean times "
+        "`classifier.weight` (transposed) plus `classifier.bias`, both in `model.safetensors`."
+    )
+    return f"""# {result["task"]}: {settings.model}, {result["method"]}
+
+Fine-tuned on {result["task"]} from `{Path(settings.model).name}`; {result["sparsity"]["encoder"]:.2%} of the encoder's
+matrices are zeros (pattern {result["pattern"]}), {result["sparsity"]["all"]:.2%} of all parameters. Weights of {chosen}.
+
+| figure | value |
+| --- | --- |
+{dense}{figures}
+| parameters kept | {result["parameters"]["kept"]:,} of {result["parameters"]["dense"]:,} |
+| bytes, stored dense / sparse | {result["bytes"]["dense"]:,} / {result["bytes"]["stored"]:,} |
+| training rows, steps, seed | {result["examples"]["train"]:,}, {result["steps"]:,}, {result["seed"]} |
+
+```python
+import kaprune_jax as kp
+
+model = kp.load("path/to/this/folder")
+print(model.predict([{_example(prepared)}]))
+```
+
+{stock} Zeros alone do not make a dense matrix product faster.
+
+Score in one number: {score:.4f} ({result["metric"]}).
+"""
+
+
+def _example(prepared: Prepared) -> str:
+    row = prepared.data.dev.texts[0]
+    return repr(row[0] if len(row) == 1 else tuple(row))

@@ -1,0 +1,222 @@
+"""The flags of the main job: what each means, its default and unit, and what is allowed."""
+
+import argparse
+import dataclasses
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from experiments.presets import GLUE_TASKS, MICRO_TASKS, OWN_FILES, PRESETS
+from kaprune_jax._errors import InputError
+from kaprune_jax.prune.patterns import parse_pattern
+
+METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "dense")
+
+
+def _flag(help: str, default: Any, *, choices: tuple[str, ...] | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every setting of a run. None where the default depends on others; `resolve` fills those in."""
+
+    task: str = _flag(f"{', '.join(GLUE_TASKS)}; built in: {', '.join(MICRO_TASKS)}", "micro-rte")
+    data_dir: str | None = _flag("folder in GLUE's download layout (RTE/train.tsv, plain or .gz)", None)
+    source: str = _flag("where GLUE comes from without --data-dir", "folder", choices=("folder", "hub", "tfds"))
+    train_file: str | None = _flag("own training rows: CSV, TSV or JSONL, plain or .gz", None)
+    dev_file: str | None = _flag("own evaluation rows", None)
+    text: str = _flag("text column of own files, or two, separated by a comma", "sentence")
+    label: str = _flag("label column of own files", "label")
+    model: str = _flag("pre-trained start: a Hugging Face folder, a model folder, a hub name, or mini (bundled)", "mini")
+    teacher: str | None = _flag("run or model folder to distil from [fine-tuned first]", None)
+    method: str = _flag(
+        f"one of {', '.join(METHODS)}; or several, comma-separated [sparsebert,hard-labels for built-in tasks, "
+        "else sparsebert]",
+        "",
+    )
+    sparsity: float | None = _flag("fraction of encoder-matrix weights removed, in [0, 1) [0.95; 1 - N/M for N:M]", None)
+    pattern: str = _flag("element, block-RxC (R inputs by C outputs) or N:M", "element")
+    scope: str = _flag("rank weights within each matrix, or over all", "matrix", choices=("matrix", "global"))
+    target_at: float = _flag("fraction of the run at which the sparsity is reached, in (0, 1]", 0.5)
+    sparsity_schedule: str = _flag(
+        "how the sparsity rises until then", "cubic", choices=("cubic", "linear", "one-shot")
+    )
+    updates: int = _flag("mask updates until then, a number >= 1", 100)
+    epochs: float | None = _flag("passes over the training rows while pruning, > 0 [by task]", None)
+    learning_rate: float | None = _flag("highest learning rate while pruning, > 0 [by task]", None)
+    schedule: str = _flag("of the learning rate", "linear", choices=("constant", "linear"))
+    warmup: float = _flag("fraction of the steps with a rising learning rate, in [0, 1)", 0.0)
+    weight_decay: float = _flag("decoupled weight decay, >= 0", 0.01)
+    batch_size: int | None = _flag("rows per step, >= 1 [by task]", None)
+    teacher_epochs: float | None = _flag("passes while fine-tuning the teacher, > 0 [by task]", None)
+    teacher_learning_rate: float | None = _flag("highest learning rate of the teacher, > 0 [by task]", None)
+    loss_weights: str = _flag(
+        "changes to the method's loss weights, such as hidden=0.5,labels=1; names: embeddings, hidden, attention, "
+        "logits, labels",
+        "",
+    )
+    temperature: float = _flag("divides the logits of student and teacher, > 0", 1.0)
+    layer_map: str = _flag(
+        "teacher layers learned from, where it has more", "uniform", choices=("uniform", "first", "last")
+    )
+    projection: bool = _flag("learn a linear map from student to teacher states (always, where widths differ)", False)
+    regression_target: str = _flag(
+        "what a regression student learns: the task's scores or the teacher's", "gold", choices=("gold", "teacher")
+    )
+    max_length: int | None = _flag("tokens of a row, longer ones are truncated and counted, >= 8 [by task]", None)
+    limit_train: int | None = _flag("use so many training rows, drawn by the seed [all]", None)
+    seed: int = _flag("of order, dropout, new parameters and drawn rows, >= 0", 0)
+    dtype: str = _flag("of activations; parameters stay float32", "float32", choices=("float32", "bfloat16"))
+    pooling: str = _flag("auto: what the checkpoint was made for", "auto", choices=("auto", "cls", "mean"))
+    evaluations: int = _flag("evaluations during each phase, >= 1", 10)
+    log_every: int = _flag("steps between lines of progress, >= 1", 50)
+    out: str | None = _flag("run folder, must not hold another run [runs/TASK-METHOD-SPARSITY-sSEED]", None)
+    resume: bool = _flag("go on with the run in --out where it stopped", False)
+    allow_weak_teacher: bool = _flag("go on with a teacher no better than the majority class", False)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods to run, in order."""
+        return tuple(self.method.split(","))
+
+
+def parse(arguments: list[str] | None = None, *, prog: str = "python -m experiments.glue") -> Settings:
+    """Reads the flags.
+
+    Raises:
+      InputError: an unknown flag, or a value that is not allowed.
+    """
+    parser = _Parser(
+        prog=prog,
+        description="Prune a pre-trained text encoder while distilling from its fine-tuned teacher. Without flags: "
+        "the built-in offline example.",
+        allow_abbrev=False,
+    )
+    hints = get_type_hints(Settings)
+    for field in dataclasses.fields(Settings):
+        name = "--" + field.name.replace("_", "-")
+        help = field.metadata["help"].replace("%", "%%")
+        if hints[field.name] is bool:
+            parser.add_argument(name, action="store_true", help=f"{help} [off]")
+            continue
+        kind = next(iter(get_args(hints[field.name])), hints[field.name])
+        shown = help if field.default is None or field.default == "" else f"{help} [{field.default}]"
+        parser.add_argument(
+            name, type=kind, default=field.default, help=shown, choices=field.metadata["choices"], metavar=None
+        )
+    return Settings(**vars(parser.parse_args(arguments)))
+
+
+def resolve(settings: Settings) -> Settings:
+    """The settings with every default filled in, checked.
+
+    Raises:
+      InputError: a value that is not allowed, naming flag, value and what is.
+    """
+    own = settings.train_file is not None or settings.dev_file is not None
+    if own and (settings.train_file is None or settings.dev_file is None):
+        raise InputError("--train-file and --dev-file go together; only one of them is given")
+    if not own and settings.task not in PRESETS:
+        raise InputError(f"--task {settings.task!r} is unknown; allowed: {', '.join(PRESETS)}")
+    micro = settings.task in MICRO_TASKS and not own
+    if not own and not micro and settings.data_dir is None and settings.source == "folder":
+        raise InputError(f"--task {settings.task} needs --data-dir FOLDER (GLUE's layout), --source hub or --source tfds")
+    preset = OWN_FILES if own else PRESETS[settings.task]
+    filled = {
+        name: value
+        for name, value in dataclasses.asdict(preset).items()
+        if getattr(settings, name) is None
+    }
+    filled["method"] = settings.method or ("sparsebert,hard-labels" if micro else "sparsebert")
+    filled["task"] = Path(settings.train_file or "").name.split(".")[0] if own else settings.task
+    try:
+        pattern = parse_pattern(settings.pattern)
+    except ValueError as error:
+        raise InputError(f"--pattern: {error}") from None
+    if settings.sparsity is None:
+        filled["sparsity"] = 0.95 if pattern.sparsity is None else pattern.sparsity
+    elif pattern.sparsity is not None and abs(settings.sparsity - pattern.sparsity) > 1e-9:
+        raise InputError(
+            f"--sparsity {settings.sparsity} does not go with --pattern {settings.pattern}, which removes exactly "
+            f"{pattern.sparsity}; leave --sparsity out"
+        )
+    resolved = dataclasses.replace(settings, **filled)
+    _check(resolved)
+    if pattern.kind == "n:m" and resolved.scope == "global":
+        raise InputError(f"--scope global does not go with --pattern {resolved.pattern}, which is per group; use matrix")
+    if resolved.out is None:
+        name = resolved.method if len(resolved.methods) == 1 else "methods"
+        resolved = dataclasses.replace(
+            resolved, out=os.path.join("runs", f"{resolved.task}-{name}-{resolved.sparsity:g}-s{resolved.seed}")
+        )
+    return resolved
+
+
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "sparsity": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
+    "target_at": (math.ulp(0.0), 1.0, "a fraction in (0, 1]"),
+    "updates": (1, math.inf, "a whole number >= 1"),
+    "epochs": (math.ulp(0.0), 1e9, "a number > 0"),
+    "teacher_epochs": (math.ulp(0.0), 1e9, "a number > 0"),
+    "learning_rate": (math.ulp(0.0), 1e9, "a number > 0"),
+    "teacher_learning_rate": (math.ulp(0.0), 1e9, "a number > 0"),
+    "warmup": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
+    "weight_decay": (0.0, 1e9, "a number >= 0"),
+    "temperature": (math.ulp(0.0), 1e9, "a number > 0"),
+    "batch_size": (1, math.inf, "a whole number >= 1"),
+    "max_length": (8, math.inf, "a whole number >= 8"),
+    "limit_train": (1, math.inf, "a whole number >= 1"),
+    "seed": (0, 2**31 - 1, "a whole number in [0, 2147483647]"),
+    "evaluations": (1, math.inf, "a whole number >= 1"),
+    "log_every": (1, math.inf, "a whole number >= 1"),
+}
+
+
+def _check(settings: Settings) -> None:
+    for name, (low, high, allowed) in _RANGES.items():
+        value = getattr(settings, name)
+        if value is not None and not low <= value <= high:  # also refuses NaN
+            raise InputError(f"--{name.replace('_', '-')} {value}: {allowed} is needed")
+    for method in settings.methods:
+        if method not in METHODS:
+            raise InputError(f"--method {method!r} is unknown; allowed: {', '.join(METHODS)}")
+    if len(set(settings.methods)) != len(settings.methods):
+        raise InputError(f"--method {settings.method}: a method is named twice")
+    loss_weights(settings.loss_weights)
+
+
+def loss_weights(text: str) -> dict[str, float]:
+    """Reads "hidden=0.5,labels=1".
+
+    Raises:
+      InputError: an unknown name, or a weight that is no number >= 0.
+    """
+    allowed = ("embeddings", "hidden", "attention", "logits", "labels")
+    weights = {}
+    for part in filter(None, text.split(",")):
+        name, _, number = part.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if name not in allowed or not 0.0 <= value < math.inf:
+            raise InputError(f"--loss-weights {part!r}: NAME=NUMBER with a name of {', '.join(allowed)}, a number >= 0")
+        weights[name] = value
+    return weights
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a flag in one line, by an exception."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help lists the flags")
+
+
+def command_line() -> str:
+    """The command that was given, for the run's records."""
+    import shlex
+
+    return shlex.join(["python", "-m", "experiments.glue", *sys.argv[1:]])

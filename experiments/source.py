@@ -1,0 +1,27 @@
+"""Where the rows of a run come from."""
+
+from experiments.presets import MICRO_TASKS
+from experiments.settings import Settings
+from kaprune_jax._errors import InputError
+from kaprune_jax.data.glue import load_files, load_glue
+from kaprune_jax.data.remote import load_hub, load_tfds
+from kaprune_jax.data.rows import TaskData, limit_train
+from kaprune_jax.data.world import load_world
+
+
+def load_task(settings: Settings) -> TaskData:
+    """The task that the settings name, from own files, the built-in world, a folder, the hub or TFDS."""
+    if settings.train_file and settings.dev_file:
+        columns = settings.text.split(",")
+        if not 1 <= len(columns) <= 2 or not all(columns):
+            raise InputError(f"--text {settings.text!r}: one column or two, separated by a comma")
+        data = load_files(
+            settings.train_file, settings.dev_file, text=columns, label=settings.label, name=settings.task
+        )
+    elif settings.task in MICRO_TASKS:
+        data = load_world(settings.task)
+    elif settings.data_dir:
+        data = load_glue(settings.task, settings.data_dir)
+    else:
+        data = load_hub(settings.task) if settings.source == "hub" else load_tfds(settings.task)
+    return limit_train(data, settings.limit_train, seed=settings.seed) if settings.limit_train else data

@@ -1,0 +1,144 @@
+"""The loop that every method shares: steps, logs, evaluations, and a way to stop.
+
+Nothing is fetched from the device between logs, so that the host runs ahead of it.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from kaprune_jax._typing import Params
+from kaprune_jax.train.step import StepMetrics, TrainState
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite; `step` is the first step where it was not."""
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(f"loss is {loss} at step {step}")
+        self.step = step
+
+
+class Interrupted(RuntimeError):
+    """A person or the system asked to stop; the state was handed to `on_pause`."""
+
+
+class LogRecord(NamedTuple):
+    """Means over the steps since the last log.
+
+    Attributes:
+      step: optimizer steps taken.
+      loss: mean weighted loss.
+      terms: mean of each loss term, unweighted.
+      asked: sparsity asked for at the last of them, in [0, 1).
+      delivered: fraction of prunable weights removed after the last of them.
+      examples_per_second: rows, including evaluation-free time only.
+      remaining: estimated seconds to the end of the phase, without evaluations.
+    """
+
+    step: int
+    loss: float
+    terms: dict[str, float]
+    asked: float
+    delivered: float
+    examples_per_second: float
+    remaining: float
+
+
+class Batches(Protocol):
+    """Batches by step number."""
+
+    batch_size: int
+
+    def __getitem__(self, step: int) -> Mapping[str, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What happens beside the steps.
+
+    Attributes:
+      on_log: takes the means since the last log.
+      on_eval: called every `eval_every` steps and at the end, only ever with a state whose losses were finite.
+      on_pause: called when a stop was asked for, before `Interrupted` is raised.
+      should_stop: asked after every step.
+    """
+
+    on_log: Callable[[LogRecord], None]
+    on_eval: Callable[[TrainState], None]
+    on_pause: Callable[[TrainState], None] = lambda state: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def fit(
+    step: Callable[..., tuple[TrainState, StepMetrics]],
+    state: TrainState,
+    batches: Batches,
+    *,
+    steps: int,
+    hooks: Hooks,
+    teacher_params: Params | None = None,
+    log_every: int = 50,
+    eval_every: int = 500,
+) -> TrainState:
+    """Takes optimizer steps until `state.step` is `steps`.
+
+    Args:
+      step: a jitted `make_train_step`.
+      state: where to start; its step number is the position in the data.
+      batches: gives the batch of a step, counted from 0.
+      steps: at which to end.
+      hooks: logging, evaluation, stopping.
+      teacher_params: handed to the step.
+      log_every: steps between logs; each costs one wait for the device.
+      eval_every: steps between evaluations.
+
+    Raises:
+      Diverged: a loss was not finite, found at the next log.
+      Interrupted: `hooks.should_stop` said so.
+    """
+    waiting: list[StepMetrics] = []
+    number = int(state.step)
+    began = time.perf_counter()
+    while number < steps:
+        state, metrics = step(state, teacher_params, batches[number])
+        number += 1
+        waiting.append(metrics)
+        stop = hooks.should_stop()
+        evaluate = number % eval_every == 0 or number == steps
+        if evaluate or stop or number % log_every == 0:
+            record = _summarise(number, steps, jax.device_get(waiting), batches.batch_size, began)
+            hooks.on_log(record)
+            waiting = []
+            if evaluate:
+                hooks.on_eval(state)
+            if stop and number < steps:
+                hooks.on_pause(state)
+                raise Interrupted(f"stopped at step {number} of {steps}")
+            began = time.perf_counter()
+    return state
+
+
+def _summarise(number: int, steps: int, waiting: list[Any], batch_size: int, began: float) -> LogRecord:
+    first = number - len(waiting) + 1
+    for offset, metrics in enumerate(waiting):
+        if not math.isfinite(metrics.loss):
+            raise Diverged(first + offset, float(metrics.loss))
+    seconds = (time.perf_counter() - began) / len(waiting)
+
+    def mean(values) -> float:
+        return float(sum(values) / len(waiting))
+
+    return LogRecord(
+        step=number,
+        loss=mean(metrics.loss for metrics in waiting),
+        terms={name: mean(metrics.terms[name] for metrics in waiting) for name in waiting[0].terms},
+        asked=float(waiting[-1].asked),
+        delivered=float(waiting[-1].delivered),
+        examples_per_second=batch_size / seconds,
+        remaining=(steps - number) * seconds,
+    )

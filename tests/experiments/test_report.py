@@ -1,0 +1,308 @@
+"""The report on made-up run folders: numbers, pictures, escaping, odd input."""
+
+import base64
+import json
+import math
+import re
+import struct
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from experiments.charts import Line, Mark, line_chart, log_ticks, thin, ticks
+from experiments.mask_pictures import density, png, study
+from experiments.report import main, write_comparison, write_report
+from experiments.report_compare import mean_curve
+from experiments.report_text import duration, mean_and_spread, percent, size, spread
+from kaprune_jax._errors import InputError
+
+VOID = {"meta", "img", "br", "link"}
+KINDS = ("attention/query", "attention/key", "attention/value", "attention/output", "ffn/up", "ffn/down")
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects text, attributes and tags."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.stack, self.words, self.attributes, self.tags = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.stack
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+
+def make_run(folder: Path, *, method="sparsebert", seed=0, pruned=0.795, hidden=64, layers=4, steps=400, **changes):
+    """A run folder with plausible figures; `changes` replaces entries of its `result.json`, None removes them."""
+    generator = np.random.default_rng(seed)
+    masks = {}
+    for layer in range(layers):
+        for kind in KINDS:
+            shape = (hidden * 4 if kind == "ffn/down" else hidden, hidden * 4 if kind == "ffn/up" else hidden)
+            share = 0.03 + 0.01 * layer
+            masks[f"encoder/layers/{layer}/{kind}/kernel"] = generator.random(shape) < share
+    (folder / "model").mkdir(parents=True)
+    shapes = {"format": "np"} | {path: "x".join(map(str, mask.shape)) for path, mask in masks.items()}
+    if method != "dense":
+        bits = {path: np.packbits(mask) for path, mask in masks.items()}
+        save_file(bits, folder / "model" / "masks.safetensors", metadata=shapes)
+    sparsities = {path: 1 - float(mask.mean()) for path, mask in masks.items()}
+    records = []
+    for step in range(10, steps + 1, 10):
+        share = 0.95 * (1 - (1 - min(step / (0.6 * steps), 1)) ** 3)
+        terms = {"embeddings": 0.02, "hidden": 3 * math.exp(-step / 150), "attention": 0.6, "logits": 5 / step}
+        records.append({
+            "kind": "train", "phase": "prune", "step": step, "loss": sum(terms.values()), "terms": terms,
+            "sparsity": {"asked": share, "delivered": share}, "learning_rate": 1e-4, "examples_per_second": 900.0,
+        })  # fmt: skip
+        if step % 50 == 0:
+            value = pruned - 0.3 * math.exp(-step / 100) + generator.normal() * 0.004
+            records.append({
+                "kind": "eval", "phase": "prune", "step": step, "metrics": {"accuracy": value}, "score": value,
+                "sparsity": share,
+            })  # fmt: skip
+            records.append({"kind": "eval", "phase": "teacher", "step": step, "metrics": {}, "score": 0.8})
+    result = {
+        "task": "micro-rte", "method": method, "pattern": "element", "seed": seed, "metric": "accuracy",
+        "dense": 0.8125, "pruned": pruned, "last": pruned - 0.01, "metrics": {"accuracy": pruned},
+        "best_step": steps, "target_step": 0.6 * steps, "examples": {"train": 2000, "dev": 400},
+        "sparsity": {"asked": 0.95, "encoder": 0.9501, "all": 0.6123},
+        "parameters": {"dense": 1_234_567, "kept": 456_789}, "bytes": {"dense": 4_938_268, "stored": 2_012_345},
+        "per_matrix": sparsities, "steps": steps, "seconds": 123.4, "examples_per_second": 900.0,
+        "versions": {"jax": "0.10.2"},
+    } | changes  # fmt: skip
+    result = {key: value for key, value in result.items() if value is not None}
+    files = {
+        "config.json": {"command": f"python -m experiments.glue --method {method}", "seed": seed, "epochs": 3},
+        "env.json": {"versions": {"jax": "0.10.2"}, "devices": ["cpu:0"]},
+        "result.json": result,
+    }
+    for name, value in files.items():
+        (folder / name).write_text(json.dumps(value), "utf-8")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    return folder
+
+
+def read_png(data: bytes) -> np.ndarray:
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    place, chunks = 8, {}
+    while place < len(data):
+        length, name = struct.unpack(">I4s", data[place : place + 8])
+        body = data[place + 8 : place + 8 + length]
+        (check,) = struct.unpack(">I", data[place + 8 + length : place + 12 + length])
+        assert zlib.crc32(name + body) == check
+        chunks[name] = body
+        place += 12 + length
+    columns, rows = struct.unpack(">II", chunks[b"IHDR"][:8])
+    lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(rows, columns + 1)
+    assert not lines[:, 0].any()
+    return lines[:, 1:]
+
+
+def loads_nothing(page: Page) -> bool:
+    links = [value for _, name, value in page.attributes if name in ("src", "srcset", "data", "xlink:href")]
+    outside = [value for tag, name, value in page.attributes if name == "href" and (tag == "link" or ":" in value)]
+    return not outside and all(value.startswith("data:image/png") for value in links) and "script" not in page.tags
+
+
+def test_run_page_says_the_numbers(tmp_path):
+    path = write_report(make_run(tmp_path / "run"))
+    assert path == tmp_path / "run" / "report.html"
+    text = path.read_text("utf-8")
+    page = Page(text)
+    assert loads_nothing(page)
+    assert not re.search(r"url\(|@import|https?://", text)
+    for words in (
+        "0.812 → 0.795", "95.0 %", "61.2 %", "4.94 MB", "2.01 MB", "2 min 3 s", "target reached, step 240",
+        "teacher 0.812", "456,789 of 1,234,567", "standard error of about 2.0 points", "tile of", "not faster",
+        "python -m experiments.glue --method sparsebert", "hidden", "blocks of 32×128",
+    ):  # fmt: skip
+        assert words in page.text, words
+    assert page.tags.count("svg") == page.tags.count("title") - 1 - page.text.count("accuracy on dev, ")
+    rows = re.findall(r'<tr><th scope="row">(\d)</th>(.*?)</tr>', text)
+    assert [row for row, _ in rows] == ["0", "1", "2", "3"]
+    assert all(cells.count("<td") == 6 for _, cells in rows)
+    sparsity = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["per_matrix"]
+    assert f"{100 * sparsity['encoder/layers/2/ffn/up/kernel']:.1f}<" in rows[2][1]
+
+
+def test_pictures_show_first_middle_and_last_layer(tmp_path):
+    page = Page(write_report(make_run(tmp_path / "run", hidden=128)).read_text("utf-8"))
+    sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
+    shapes = [read_png(base64.b64decode(value.split(",")[1])).shape for value in sources]
+    assert shapes == [(64, 64), (64, 256)] * 3
+    labels = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    assert [label.split(",")[0] for label in labels[::2]] == [f"Mask of layer {i}" for i in (0, 2, 3)]
+    assert "tile of 2×2 weights" in page.text
+
+
+def test_png_and_density():
+    levels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    np.testing.assert_array_equal(read_png(png(levels)), levels)
+    mask = np.zeros((5, 4), bool)
+    mask[:2, :2] = True
+    mask[4, 0] = True
+    np.testing.assert_array_equal(density(mask, 2), [[1, 0], [0, 0], [0.5, 0]])
+    counts = study([("encoder/layers/0/ffn/up/kernel", mask)], block=(2, 2)).counts
+    assert (counts.empty_rows, counts.empty_columns, counts.blocks, counts.empty_blocks) == (2, 2, 6, 4)
+
+
+@pytest.mark.parametrize("method", ["dense", "cofi"])
+def test_sparse_records_and_missing_keys_do_not_break_the_page(tmp_path, method):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("\n", "utf-8")
+    (folder / "result.json").write_text(json.dumps({"method": method}), "utf-8")
+    assert "nothing was recorded" in Page(write_report(folder).read_text("utf-8")).text
+    assert "nan" not in (folder / "table.md").read_text("utf-8")
+
+
+def test_not_a_number_and_one_point(tmp_path):
+    folder = make_run(tmp_path / "run", pruned=0.7, dense=math.nan, bytes={"dense": "?"}, best_step=None)
+    records = [
+        {"kind": "train", "phase": "prune", "step": 1, "loss": math.nan, "terms": {"logits": 0.0, "odd": None}},
+        {"kind": "train", "phase": "prune", "step": 2, "loss": 1.0},
+        {"kind": "eval", "phase": "prune", "step": 2, "score": 0.5, "metrics": None},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), "utf-8")
+    text = write_report(folder).read_text("utf-8")
+    assert "The loss was not finite" in Page(text).text
+    assert not re.search(
+        r"\b(nan|inf)\b", re.sub(r"<details>.*?</details>|<style>.*?</style>", "", text, flags=re.DOTALL)
+    )
+
+
+def test_everything_is_escaped(tmp_path):
+    bad = '<script>alert("x")</script>&'
+    folder = make_run(tmp_path / "run", task=bad, metric=bad, pattern=bad, per_matrix={bad: 0.5})
+    (folder / "config.json").write_text(json.dumps({"command": bad, bad: {bad: [bad]}}), "utf-8")
+    second = make_run(tmp_path / "run2", task=bad, method=bad, seed=1)
+    for path in (write_report(folder), write_comparison(tmp_path / "both", [folder, second])):
+        page = Page(path.read_text("utf-8"))
+        assert loads_nothing(page)
+        assert bad in page.text
+
+
+def test_comparison(tmp_path):
+    runs = [
+        make_run(tmp_path / f"{method}-{seed}", method=method, seed=seed, pruned=base + 0.01 * seed)
+        for method, base in (("hard-labels", 0.70), ("sparsebert", 0.78))
+        for seed in range(3)
+    ]
+    runs.append(make_run(tmp_path / "dense", method="dense", sparsity={"asked": 0, "encoder": 0, "all": 0}))
+    write_report(runs[0])
+    page = Page(write_comparison(tmp_path / "all", runs).read_text("utf-8"))
+    assert loads_nothing(page)
+    assert ("a", "href", "../hard-labels-0/report.html") in page.attributes
+    table = (tmp_path / "all" / "table.md").read_text("utf-8")
+    for text in (page.text, table):
+        assert "0.790 ± 0.010 (3)" in text
+        assert "sparsebert against hard-labels, +8.0 ± 0.0 points of accuracy (3 shared seeds, ahead in 3)" in text
+        assert text.index("0.790 ± 0.010 (3)") < text.index("0.710 ± 0.010 (3)")
+    lines = table.splitlines()
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert "python -m experiments.glue --method dense" in table
+    assert "fewer than three seeds" not in page.text
+
+
+def test_comparison_warns_of_unlike_runs(tmp_path):
+    runs = [make_run(tmp_path / str(seed), seed=seed, pruned=0.7) for seed in (0, 1)]
+    (runs[1] / "config.json").write_text(json.dumps({"epochs": 5, "seed": 1}), "utf-8")
+    text = Page(write_comparison(tmp_path, runs).read_text("utf-8")).text
+    assert "differ in more than the seed (epochs: 3, 5)" in text
+
+
+def test_command_line(tmp_path, capsys):
+    first, second = make_run(tmp_path / "a" / "one"), make_run(tmp_path / "a" / "two", seed=1)
+    assert main([str(first)]) == 0
+    assert (first / "report.html").is_file()
+    assert (first / "table.md").is_file()
+    assert main([str(first), str(second)]) == 0
+    assert (tmp_path / "a" / "report.html").is_file()
+    assert main([str(tmp_path / "a"), "--out", str(tmp_path / "b" / "c")]) == 0
+    assert "2 runs" in (tmp_path / "b" / "c" / "report.html").read_text("utf-8")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("fault", ["no folder", "result.json", "metrics.jsonl", "line", "list", "masks", "result"])
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, fault):
+    good, bad = make_run(tmp_path / "good"), make_run(tmp_path / "bad")
+    if fault == "no folder":
+        bad = tmp_path / "none"
+    elif fault in ("result.json", "metrics.jsonl"):
+        (bad / fault).unlink()
+    elif fault in ("line", "list"):
+        with (bad / "metrics.jsonl").open("a") as file:
+            file.write('{"kind": "train", "st\n' if fault == "line" else "[1]\n")
+    elif fault == "masks":
+        (bad / "model" / "masks.safetensors").write_bytes(b"\0" * 40)
+    else:
+        (bad / "result.json").write_text("{", "utf-8")
+    for places in ([bad], [good, bad]):
+        if fault == "masks" and len(places) == 2:
+            continue  # a comparison does not read masks
+        out = tmp_path / "out"
+        assert main([*map(str, places), "--out", str(out)]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "Traceback" not in said
+        assert (bad.name if fault != "line" else "metrics.jsonl: line") in said
+        assert not out.exists()
+
+
+def test_nothing_to_compare(tmp_path):
+    with pytest.raises(InputError, match="at least one"):
+        write_comparison(tmp_path / "out", [])
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(
+    "points", [[(0, 1.0)], [(0, 0.0), (1, -1.0)], [(0, 1.0), (1, math.nan), (2, 1.0)], [(5, 1e-30), (5, 1e30)], []]
+)
+def test_charts_draw_anything(points, log):
+    text = line_chart([Line("a<b", points, "c1", dots=True)], title="t", log=log, marks=[Mark(0, -1, "m")])
+    Page(text)
+    assert "nan" not in text
+
+
+def test_ticks_and_thinning():
+    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert ticks(0.71, 0.79)[:2] == [0.72, 0.74]
+    assert log_ticks(1e-3, 1) == [1e-3, 1e-2, 1e-1, 1]
+    assert len(log_ticks(0.61, 0.69)) >= 3
+    many = thin([(x, float(x)) for x in range(1000)], most=100)
+    assert len(many) == 100
+    assert many[0] == (4.5, 4.5)
+    assert mean_curve([[(1, 0.0), (2, 1.0)], [(2, 3.0), (3, 1.0)]]) == [(2, 2.0)]
+
+
+def test_formats():
+    assert percent(0.99951) == "99.95 %"
+    assert size(2_500_000) == "2.5 MB"
+    assert duration(3700) == "1 h 1 min"
+    assert mean_and_spread(spread([0.5])) == "0.500 (1)"
+    assert mean_and_spread(spread([math.nan])) == "–"
