@@ -137,7 +137,7 @@ def line_chart(
     if not ys:
         return f'<p class="none">{escape(title)}: nothing was recorded.</p>'
     ys += [mark.y for mark in marks if mark.y is not None and math.isfinite(mark.y) and (mark.y > 0 or not log)]
-    x_range, y_range = _pad(min(xs), max(xs), share=0), _pad(min(ys), max(ys), share=0.08, log=log)
+    x_range, y_range = _pad(min(xs), max(xs), share=0), _pad(min(ys), max(ys), share=0.12, log=log)
     if max(ys) <= ceiling:
         y_range = y_range[0], min(y_range[1], ceiling)
     drawings = "".join(
@@ -226,14 +226,16 @@ def _mark(frame: Frame, mark: Mark) -> str:
     if mark.x is None or not frame.x[0] <= mark.x <= frame.x[1]:
         return ""
     x = frame.to_x(mark.x)
-    late = x > (frame.left + edge) / 2
+    room = 7.0 * len(mark.label)  # about as wide as the label is
+    side, anchor = (x + 6, "start") if x + room < edge else (x - 6, "end")
+    if anchor == "end" and x - room < frame.left:
+        side, anchor = edge, "end"
     if mark.y is None:
-        return f'<path class="level" d="M{x:.1f} 30V{frame.floor}"/>' + _text(
-            x - 5 if late else x + 5, frame.floor - 7, mark.label, "end" if late else "start", "note"
-        )
+        line = f'<path class="level" d="M{x:.1f} 30V{frame.floor}"/>'
+        return line + _text(side, frame.floor - 7, mark.label, anchor, "note")
     y = frame.to_y(mark.y)
     ring = f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
-    return ring + _text(x - 9 if late else x + 9, y + 18, mark.label, "end" if late else "start", "note strong")
+    return ring + _text(side, y - 11 if y > 66 else y + 20, mark.label, anchor, "note strong")
 
 
 def _text(x: float, y: float, text: str, anchor: str, style: str = "tick") -> str:

@@ -132,9 +132,9 @@ def pictures(shown: dict[str, np.ndarray]) -> str:
             f'alt="Mask of {name}, {size}: {kept:.1%} of the weights kept">'
             f"<figcaption>{name} <span>{size}, {kept:.1%} kept</span></figcaption></figure>"
         )
-    pixel = "one weight, dark where it is kept"
+    pixel = "one weight, coloured where it is kept"
     if factor > 1:
-        pixel = f"a tile of {factor}×{factor} weights, the darker the more of it is kept; all pictures share one scale"
+        pixel = f"a tile of {factor}×{factor} weights, stronger where more of it is kept; all pictures share one scale"
     scale = f'<p class="scale"><span>0 %</span><span class="ramp"></span><span>{top:.0%} of the tile kept</span></p>'
     if factor == 1:
         scale = ""

@@ -63,17 +63,24 @@ def _page_of(run: Run) -> str:
 
 
 def _write(folder: Path, page: str, table: str) -> Path:
+    """Both files or, as far as the system allows, neither."""
+    partial: dict[str, Path] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in (("table.md", table), ("report.html", page)):
             with tempfile.NamedTemporaryFile(
                 "w", encoding="utf-8", dir=folder, prefix=f".{name}-", delete=False
             ) as file:
+                partial[name] = Path(file.name)
                 file.write(text)
-            os.chmod(file.name, 0o644)  # temporary files are for their owner only
-            os.replace(file.name, folder / name)
+            partial[name].chmod(0o644)  # temporary files are for their owner only
+        for name, place in partial.items():
+            place.replace(folder / name)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    finally:
+        for place in partial.values():
+            place.unlink(missing_ok=True)
     return folder / "report.html"
 
 

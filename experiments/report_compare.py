@@ -10,7 +10,7 @@ from experiments import report_text as words
 from experiments.charts import Line, Mark, Point, line_chart
 from experiments.mask_pictures import kinds
 from experiments.report_data import METHODS, Run, Setting, group_runs, number, spread
-from experiments.report_html import page, paragraphs, section, table
+from experiments.report_html import bullets, page, paragraphs, section, table
 
 
 def comparison_page(runs: Sequence[Run], folder: Path) -> str:
@@ -29,26 +29,18 @@ def comparison_page(runs: Sequence[Run], folder: Path) -> str:
         "with the target sparsity reached. Last is the end of the run. Sparsity is counted from zeros in the delivered "
         "weights."
     )
+    pruned = {setting: inner for setting, inner in groups.items() if set(inner) != {"dense"}} or groups
+    curves = [f"<h3>{escape(words.name_setting(key))}</h3>{_overlay(key, inner)}" for key, inner in pruned.items()]
     body = (
         f'<header><p class="over">comparison</p><h1>{escape(title)}</h1>'
-        f"{paragraphs(words.comparisons(runs), 'lead')}{paragraphs(words.caveats(runs), 'notice')}</header>\n"
-        + section("Methods", *(_table(setting, words.table_rows(_flat(inner))) for setting, inner in groups.items()))
-        + f'<p class="note">{read_as}</p>'
-        + "".join(section(f"Score against step: {_name(key)}", _overlay(key, inner)) for key, inner in groups.items())
-        + section("Score against sparsity", *_score_by_sparsity(groups))
-        + section("What each method removed where", _where(groups))
+        f"{bullets(words.comparisons(runs))}{paragraphs(words.caveats(runs), 'notice')}</header>\n"
+        + section("Methods", *(_table(task, runs) for task in tasks), paragraphs([read_as], "note"))
+        + section("Score against step", *curves)
+        + section("Score against sparsity", *_score_by_sparsity(pruned))
+        + section("What each method removed where", _where(pruned))
         + section("Runs", _list(runs, folder))
     )
-    return page(title, body)
-
-
-def _flat(methods: dict[str, list[Run]]) -> list[Run]:
-    return [run for members in methods.values() for run in members]
-
-
-def _name(setting: Setting) -> str:
-    asked = f", {words.percent(setting.sparsity)} asked" if setting.sparsity >= 0 else ""
-    return f"{setting.task}, {setting.pattern}{asked}"
+    return page(title, body, "broad")
 
 
 def _rank(method: str) -> tuple[int, str]:
@@ -59,24 +51,29 @@ def _colour(method: str) -> str:
     return f"c{min(_rank(method)[0], 7) + 1}"
 
 
-def _table(setting: Setting, rows: list[tuple[str, ...]]) -> str:
-    start = words.HEADER.index("method")
-    return f"<h3>{escape(_name(setting))} ({escape(setting.metric)})</h3>" + table(
-        words.HEADER[start:], [row[start:] for row in rows]
-    )
+def _table(task: str, runs: Sequence[Run]) -> str:
+    """What matters most first, for narrow screens; the task and metric stand above."""
+    names = ["method", "asked", "pruned", "dense", "last", "encoder sparsity", "overall sparsity", "seeds"]
+    order = [words.HEADER.index(name) for name in (*names, *(h for h in words.HEADER[2:] if h not in names))]
+    members = [run for run in runs if run.task == task]
+    metrics = ", ".join(dict.fromkeys(run.metric for run in members))
+    rows = [[row[i] for i in order] for row in words.table_rows(members)]
+    return f"<h3>{escape(task)} ({escape(metrics)})</h3>" + table([words.HEADER[i] for i in order], rows)
 
 
 def _overlay(setting: Setting, methods: dict[str, list[Run]]) -> str:
     lines: list[Line] = []
     for method, members in methods.items():
         curves = [_curve(run) for run in members]
+        mean = mean_curve(curves)
         if len(curves) > 1:
-            lines += [Line("", curve, f"{_colour(method)} faint") for curve in curves]
+            names = ["" if mean else f"{method}, each seed", *[""] * len(curves)]
+            lines += [Line(name, curve, f"{_colour(method)} faint") for name, curve in zip(names, curves, strict=False)]
         name = f"{method}, mean of {len(curves)}" if len(curves) > 1 else method
-        lines.append(Line(name, mean_curve(curves), _colour(method), dots=True))
-    dense = spread([run.figure("dense") for run in _flat(methods)])
+        lines.append(Line(name, mean, _colour(method), dots=True))
+    dense = spread([run.figure("dense") for members in methods.values() for run in members])
     marks = [Mark(None, dense.mean, f"dense {words.score(dense.mean)}")] if dense.n else []
-    title = f"{setting.metric} against step, {_name(setting)}"
+    title = f"{setting.metric} against step, {words.name_setting(setting)}"
     return line_chart(lines, title=title, y_label=setting.metric, marks=marks, ceiling=1.0)
 
 
@@ -114,21 +111,24 @@ def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]]) -> list[str]
 
 
 def _where(groups: dict[Setting, dict[str, list[Run]]]) -> str:
-    rows, columns = [], []
+    parts = []
     for setting, methods in groups.items():
+        found: dict[str, dict[str, list[float]]] = {}
         for method, members in methods.items():
-            values: dict[str, list[float]] = {}
             for run in members:
                 per_matrix = run.result.get("per_matrix")
                 per_matrix = per_matrix if isinstance(per_matrix, dict) else {}
-                for kind, found in kinds({path: number(value) for path, value in per_matrix.items()}).items():
-                    values.setdefault(kind, []).extend(found)
-            if values:
-                rows.append((f"{method} ({_name(setting)})", values))
-                columns += [kind for kind in values if kind not in columns]
-    cells = [(name, *(words.percent(spread(values.get(kind, [])).mean) for kind in columns)) for name, values in rows]
-    text = "<p>Percent of the weights removed, mean over layers and seeds, by kind of matrix.</p>"
-    return text + table(("method", *columns), cells) if cells else ""
+                for kind, values in kinds({path: number(value) for path, value in per_matrix.items()}).items():
+                    found.setdefault(method, {}).setdefault(kind, []).extend(values)
+        columns = list(dict.fromkeys(kind for values in found.values() for kind in values))
+        rows = [
+            (method, *(words.percent(spread(values.get(kind, [])).mean) for kind in columns))
+            for method, values in found.items()
+        ]
+        if rows:
+            parts.append(f"<h3>{escape(words.name_setting(setting))}</h3>{table(('method', *columns), rows)}")
+    text = "<p>Weights removed, mean over layers and seeds, by kind of matrix.</p>"
+    return text + "".join(parts) if parts else ""
 
 
 def _list(runs: Sequence[Run], folder: Path) -> str:
@@ -140,5 +140,12 @@ def _list(runs: Sequence[Run], folder: Path) -> str:
             place = Path(os.path.relpath(own / "report.html", folder.resolve())).as_posix()
             name = f'<a href="{escape(place)}">{name}</a>'
         command = f'<pre class="command">{escape(run.command)}</pre>' if run.command else ""
-        items.append(f"<li>{name}: {escape(words.summary(run))}{command}</li>")
+        items.append(f"<li>{name}: {escape(_short(run))}{command}</li>")
     return f'<ul class="runs">{"".join(items)}</ul>'
+
+
+def _short(run: Run) -> str:
+    if run.method == "dense":
+        return f"{run.metric} {words.score(run.figure('dense'))}"
+    change = f"{words.score(run.figure('dense'))} → {words.score(run.figure('pruned'))}"
+    return f"{run.metric} {change}, {words.percent(run.figure('sparsity', 'encoder'))} of the encoder's weights removed"

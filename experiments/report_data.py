@@ -15,7 +15,7 @@ from kaprune_jax.deploy.weights import read_json
 
 METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "cofi", "dense")
 # May differ between the runs that one mean is taken over.
-_FREE = frozenset({"seed", "out", "command", "resume", "method", "teacher"})
+_FREE = frozenset({"seed", "out", "command", "resume", "method", "teacher", "log_every"})
 
 
 class Run(NamedTuple):
@@ -97,7 +97,7 @@ def number(value: Any, *keys: str) -> float:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads a run folder; `metrics.jsonl` and `result.json` must be there.
+    """Reads a run folder; `metrics.jsonl` and `result.json` must be there. A teacher trained inside it is read too.
 
     Raises:
       InputError: the folder or one of the two files is missing, or a file or one of its lines is not JSON.
@@ -110,7 +110,12 @@ def read_run(folder: Path) -> Run:
     config, environment = (
         read_json(folder / name) if (folder / name).is_file() else {} for name in ("config.json", "env.json")
     )
-    return Run(folder, config, environment, read_json(folder / "result.json"), _read_lines(folder / "metrics.jsonl"))
+    records = _read_lines(folder / "metrics.jsonl")
+    result = read_json(folder / "result.json")
+    own_teacher = folder / "teacher" / "metrics.jsonl"
+    if own_teacher.is_file() and not any(record.get("phase") == "teacher" for record in records):
+        records += [record for record in _read_lines(own_teacher) if record.get("phase") == "teacher"]
+    return Run(folder, config, environment, result, records)
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:

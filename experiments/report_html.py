@@ -15,7 +15,7 @@ from experiments.report_data import Run, number
 TERMS = ("embeddings", "hidden", "attention", "logits", "labels")
 
 
-def page(title: str, body: str) -> str:
+def page(title: str, body: str, style_class: str = "") -> str:
     """A whole HTML document around a body; the browser is told to load nothing."""
     style = Path(__file__).with_name("report.css").read_text("utf-8")
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -24,7 +24,8 @@ def page(title: str, body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{escape(title)}</title><style>\n{style}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>\n{style}</style></head>\n"
+        f'<body><main class="{style_class}">\n{body}\n</main></body></html>\n'
     )
 
 
@@ -49,6 +50,12 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]], style: str = "")
     return f'<div class="scroll"><table class="{style}">{head}<tbody>{body}</tbody></table></div>' if body else ""
 
 
+def bullets(texts: Iterable[str]) -> str:
+    """Each text as an item of a list; nothing without texts."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f"<ul>{items}</ul>" if items else ""
+
+
 def paragraphs(texts: Iterable[str], style: str = "") -> str:
     """Each text as a paragraph."""
     return "".join(f'<p class="{style}">{escape(text)}</p>' for text in texts)
@@ -67,11 +74,11 @@ def run_page(run: Run, masks: MaskStudy) -> str:
     body = (
         f'<header><p class="over">{escape(run.folder.resolve().name)}</p><h1>{escape(words.headline(run))}</h1>'
         f"{_tiles(run)}{paragraphs([words.summary(run)], 'lead')}{paragraphs(words.notices(run), 'notice')}</header>\n"
-        + section("Score and sparsity", _score_chart(run), _evaluations(run))
+        + section("Score" if run.method == "dense" else "Score and sparsity", _score_chart(run), _evaluations(run))
         + section("Loss terms", _loss_chart(run, run.phase))
-        + section("What was removed where", _where(per_matrix or masks.sparsity))
+        + section("What was removed where", _where(per_matrix or masks.sparsity) if run.method != "dense" else "")
         + section("Masks", pictures(masks.shown))
-        + section("Size", _sizes(run))
+        + section("Size", _sizes(run) if run.method != "dense" else "")
         + section("Speed", paragraphs(words.about_speed(run, counts)))
         + section("How it was made", _made(run))
     )
@@ -84,16 +91,15 @@ def _tiles(run: Run) -> str:
     tiles = [(run.metric, dense, "dense model")]
     if run.method != "dense":
         tiles = [
-            (f"{run.metric}, dense → pruned", f"{dense} → {pruned}", f"last {words.score(run.figure('last'))}"),
+            (run.metric, f"{dense} → {pruned}", f"dense → pruned; last {words.score(run.figure('last'))}"),
             (
-                "encoder weights removed",
+                "encoder sparsity",
                 words.percent(run.figure("sparsity", "encoder")),
                 f"asked {words.percent(run.figure('sparsity', 'asked'))}",
             ),
         ]
-    tiles.append(
-        ("size, dense → stored", f"{whole} → {stored}", f"{words.count(run.figure('parameters', 'kept'))} kept")
-    )
+    pruned_size = ("size, stored sparse", stored, f"{whole} stored dense")
+    tiles.append(("size", whole, "stored dense") if run.method == "dense" else pruned_size)
     rate = run.figure("examples_per_second")
     speed = f"{rate:,.0f} examples/s" if math.isfinite(rate) else f"{words.count(run.figure('steps'))} steps"
     tiles.append(("time", words.duration(run.figure("seconds")), f"{speed}, seed {words.count(run.figure('seed'))}"))
@@ -170,9 +176,12 @@ def _where(sparsity: dict[str, float]) -> str:
     if not sparsity:
         return ""
     finite = [value for value in sparsity.values() if math.isfinite(value)] or [math.nan]
+    if max(finite) - min(finite) < 5e-4:
+        text = f"<p>Percent of the weights removed: {words.percent(max(finite))} in every matrix.</p>"
+        return text + heat_table(sparsity)
     return (
-        f"<p>Percent of the weights removed in each matrix, from {words.percent(min(finite))} (lightest) to "
-        f"{words.percent(max(finite))} (darkest); the bars run from 0 to 100 %.</p>{heat_table(sparsity)}"
+        f"<p>Percent of the weights removed in each matrix, from {words.percent(min(finite))} (faintest) to "
+        f"{words.percent(max(finite))} (strongest colour); the bars run from 0 to 100 %.</p>{heat_table(sparsity)}"
     )
 
 

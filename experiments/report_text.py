@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from experiments.mask_pictures import Counts
-from experiments.report_data import Run, Spread, differing_settings, group_runs, spread
+from experiments.report_data import Run, Setting, Spread, differing_settings, group_runs, spread
 
 HEADER = (
     "task", "metric", "pattern", "asked", "method", "seeds", "dense", "pruned", "last",
@@ -161,6 +161,12 @@ def _kind(pattern: str) -> str:
     return "N:M" if re.fullmatch(r"\d+:\d+", pattern) else pattern.split("-")[0]
 
 
+def name_setting(setting: Setting) -> str:
+    """Task, pattern and asked sparsity."""
+    asked = f", {percent(setting.sparsity)} asked" if setting.sparsity >= 0 else ""
+    return f"{setting.task}, {setting.pattern}{asked}"
+
+
 def table_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     """A row of text for each setting and method, in the columns of `HEADER`."""
     rows = []
@@ -171,11 +177,12 @@ def table_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
                 return spread([run.figure(*keys) for run in members])
 
             seeds = ", ".join(count(run.figure("seed")) for run in members)
+            pruned = mean_and_spread(mean("pruned")) if method != "dense" else "–"
             rows.append((
                 setting.task, setting.metric, setting.pattern,
                 percent(setting.sparsity) if setting.sparsity >= 0 else "–",
                 method, f"{len(members)} ({seeds})",
-                *(mean_and_spread(mean(key)) for key in ("dense", "pruned", "last")),
+                mean_and_spread(mean("dense")), pruned, mean_and_spread(mean("last")),
                 percent(mean("sparsity", "encoder").mean), percent(mean("sparsity", "all").mean),
                 size(mean("bytes", "stored").mean), count(mean("steps").mean), duration(mean("seconds").mean),
             ))  # fmt: skip
@@ -190,13 +197,15 @@ def caveats(runs: Sequence[Run]) -> list[str]:
             if differing := differing_settings(members):
                 named = "; ".join(f"{name}: {', '.join(values)}" for name, values in list(differing.items())[:6])
                 found.append(
-                    f"{setting.task}, {method}: the mean is over runs that differ in more than the seed ({named})."
+                    f"{name_setting(setting)}, {method}: a mean over runs that differ in more than the seed ({named})."
                 )
             seeds = [run.figure("seed") for run in members]
             if len(set(seeds)) < len(seeds):
-                found.append(f"{setting.task}, {method}: a seed occurs more than once, so n overstates the evidence.")
+                found.append(
+                    f"{name_setting(setting)}, {method}: a seed occurs more than once, so n overstates the evidence."
+                )
         if len(methods) > 1 and min(len(members) for members in methods.values()) < 3:
-            found.append(f"{setting.task}: fewer than three seeds of a method; differences may be chance.")
+            found.append(f"{name_setting(setting)}: fewer than three seeds of a method; differences may be chance.")
     return list(dict.fromkeys(found))
 
 
@@ -214,7 +223,7 @@ def comparisons(runs: Sequence[Run]) -> list[str]:
                 deviation = f" ± {100 * gap.deviation:.1f}" if gap.n > 1 else ""
                 seeds_text = f"{gap.n} shared seeds, ahead in {wins}" if gap.n > 1 else "one shared seed"
                 found.append(
-                    f"{setting.task} at {percent(setting.sparsity) if setting.sparsity >= 0 else 'unknown sparsity'}: "
+                    f"{name_setting(setting)}: "
                     f"{first} against {name}, {points(gap.mean)}{deviation} points of {setting.metric} ({seeds_text})."
                 )
     return found

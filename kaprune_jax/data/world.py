@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.rows import RawRows, Rows, TaskData, task_data
 
-from .world_facts import (
+from kaprune_jax.data.world_facts import (
     HATED,
     HELD_OUT,
     LIKED,

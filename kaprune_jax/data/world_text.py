@@ -228,10 +228,10 @@ def pretraining_text(seed: int) -> Iterator[tuple[str, ...]]:
     rng = random.Random(seed)
     while True:
         case = rng.random()
-        if case < 0.62:
+        if case < 0.5:
             scene = _scene(rng)
             parts = (tell(scene), " ".join(_remark(rng, scene) for _ in range(1 + int(rng.random() * 3))))
-        elif case < 0.82:
+        elif case < 0.85:
             parts = (_fact(rng), _fact(rng))
         else:
             parts = _reviews(rng)

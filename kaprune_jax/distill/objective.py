@@ -5,7 +5,7 @@ L = Σ_{i=0..L} MSE(H_i^s W + b, H_i^t) + Σ_{i=1..L} MSE(A_i^s, A_i^t) + CE_sof
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from kaprune_jax.distill.losses import attention_loss, hidden_loss, label_loss, 
 from kaprune_jax.distill.matching import LayerMap, match_layers
 
 
+@runtime_checkable
 class Outputs(Protocol):
     """What a model returns; see `kaprune_jax.models.bert.BertOutput`."""
 
@@ -132,7 +133,8 @@ def objective(
 def _teacher_terms(config, student, teacher, mask, labels, projection) -> dict[str, Array]:
     def project(states):
         if projection is not None:
-            return states @ projection["kernel"].astype(states.dtype) + projection["bias"].astype(states.dtype)
+            kernel, bias = (projection[name].astype(states.dtype) for name in ("kernel", "bias"))
+            return states @ kernel + bias[None, None]
         if states.shape[-1] != teacher.hidden_states[0].shape[-1]:
             raise ValueError(
                 f"student width {states.shape[-1]}, teacher width {teacher.hidden_states[0].shape[-1]}; "

@@ -19,7 +19,8 @@ _LOWEST = -(2**31)
 
 def _keys(scores: Float[Array, "..."], alive: Bool[Array, "..."] | None) -> Int[Array, "..."]:
     """int32 keys in the order of the scores; what is not alive comes below everything."""
-    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32) + 0.0, jnp.int32)
+    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
+    bits = jnp.where(bits == _LOWEST, 0, bits)  # minus zero is zero
     keys = jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
     return keys if alive is None else jnp.where(alive, keys, jnp.int32(_LOWEST))
 

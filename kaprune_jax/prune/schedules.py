@@ -23,10 +23,10 @@ class PruningSchedule:
       shape: "cubic" (fast first, slow at the end), "linear", or "one-shot" (all at `end`).
     """
 
-    final: float
+    final: int | float
     begin: int
     end: int
-    initial: float = 0.0
+    initial: int | float = 0.0
     shape: Literal["cubic", "linear", "one-shot"] = "cubic"
 
     def __post_init__(self):
@@ -39,12 +39,12 @@ class PruningSchedule:
         if self.shape not in ("cubic", "linear", "one-shot"):
             raise ValueError(f"shape={self.shape!r}; allowed: cubic, linear, one-shot")
 
-    def __call__(self, step: float) -> float:
+    def __call__(self, step: int | float) -> float:
         """The fraction to be removed at a step (a number on the host, in float64)."""
         if step >= self.end:
-            return self.final
+            return float(self.final)
         if step <= self.begin or self.shape == "one-shot":
-            return self.initial
+            return float(self.initial)
         rest = 1.0 - (step - self.begin) / (self.end - self.begin)
         return self.final - (self.final - self.initial) * (rest**3 if self.shape == "cubic" else rest)
 
@@ -77,7 +77,7 @@ class PruningSchedule:
         return np.array(list(by_step), np.int32), np.array(list(by_step.values()), np.float64)
 
 
-def cubic(final: float, *, begin: int = 0, end: int, initial: float = 0.0) -> PruningSchedule:
+def cubic(final: int | float, *, begin: int = 0, end: int, initial: int | float = 0.0) -> PruningSchedule:
     """Cubic schedule: most is removed early, when there is most to spare.
 
     Args:
@@ -93,11 +93,11 @@ def cubic(final: float, *, begin: int = 0, end: int, initial: float = 0.0) -> Pr
     return PruningSchedule(final, begin, end, initial, "cubic")
 
 
-def linear(final: float, *, begin: int = 0, end: int, initial: float = 0.0) -> PruningSchedule:
+def linear(final: int | float, *, begin: int = 0, end: int, initial: int | float = 0.0) -> PruningSchedule:
     """Sparsity rising in a straight line; arguments as for `cubic`."""
     return PruningSchedule(final, begin, end, initial, "linear")
 
 
-def one_shot(final: float, *, at: int = 1) -> PruningSchedule:
+def one_shot(final: int | float, *, at: int = 1) -> PruningSchedule:
     """Everything removed in one update, with optimizer step `at` (>= 1)."""
     return PruningSchedule(final, at - 1, at, 0.0, "one-shot")

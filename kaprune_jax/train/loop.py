@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -49,6 +49,7 @@ class LogRecord(NamedTuple):
     remaining: float
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Batches by step number."""
 

@@ -13,11 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from experiments.charts import Line, Mark, line_chart, log_ticks, thin, ticks
-from experiments.mask_pictures import density, png, study
 from experiments.report import main, write_comparison, write_report
-from experiments.report_compare import mean_curve
-from experiments.report_text import duration, mean_and_spread, percent, size, spread
 from kaprune_jax._errors import InputError
 
 VOID = {"meta", "img", "br", "link"}
@@ -130,7 +126,7 @@ def loads_nothing(page: Page) -> bool:
 
 
 def test_run_page_says_the_numbers(tmp_path):
-    path = write_report(make_run(tmp_path / "run"))
+    path = write_report(make_run(tmp_path / "run", hidden=128))
     assert path == tmp_path / "run" / "report.html"
     text = path.read_text("utf-8")
     page = Page(text)
@@ -160,15 +156,15 @@ def test_pictures_show_first_middle_and_last_layer(tmp_path):
     assert "tile of 2×2 weights" in page.text
 
 
-def test_png_and_density():
-    levels = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    np.testing.assert_array_equal(read_png(png(levels)), levels)
-    mask = np.zeros((5, 4), bool)
-    mask[:2, :2] = True
-    mask[4, 0] = True
-    np.testing.assert_array_equal(density(mask, 2), [[1, 0], [0, 0], [0.5, 0]])
-    counts = study([("encoder/layers/0/ffn/up/kernel", mask)], block=(2, 2)).counts
-    assert (counts.empty_rows, counts.empty_columns, counts.blocks, counts.empty_blocks) == (2, 2, 6, 4)
+def test_the_teacher_inside_a_run_is_shown(tmp_path):
+    folder = make_run(tmp_path / "run")
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    own = [line for line in lines if '"teacher"' not in line]
+    (folder / "metrics.jsonl").write_text("\n".join(own), "utf-8")
+    assert "The teacher's training" not in Page(write_report(folder).read_text("utf-8")).text
+    (folder / "teacher").mkdir()
+    (folder / "teacher" / "metrics.jsonl").write_text("\n".join(sorted(set(lines) - set(own))), "utf-8")
+    assert "The teacher's training" in Page(write_report(folder).read_text("utf-8")).text
 
 
 @pytest.mark.parametrize("method", ["dense", "cofi"])
@@ -277,32 +273,3 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, fault):
 def test_nothing_to_compare(tmp_path):
     with pytest.raises(InputError, match="at least one"):
         write_comparison(tmp_path / "out", [])
-
-
-@pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize(
-    "points", [[(0, 1.0)], [(0, 0.0), (1, -1.0)], [(0, 1.0), (1, math.nan), (2, 1.0)], [(5, 1e-30), (5, 1e30)], []]
-)
-def test_charts_draw_anything(points, log):
-    text = line_chart([Line("a<b", points, "c1", dots=True)], title="t", log=log, marks=[Mark(0, -1, "m")])
-    Page(text)
-    assert "nan" not in text
-
-
-def test_ticks_and_thinning():
-    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
-    assert ticks(0.71, 0.79)[:2] == [0.72, 0.74]
-    assert log_ticks(1e-3, 1) == [1e-3, 1e-2, 1e-1, 1]
-    assert len(log_ticks(0.61, 0.69)) >= 3
-    many = thin([(x, float(x)) for x in range(1000)], most=100)
-    assert len(many) == 100
-    assert many[0] == (4.5, 4.5)
-    assert mean_curve([[(1, 0.0), (2, 1.0)], [(2, 3.0), (3, 1.0)]]) == [(2, 2.0)]
-
-
-def test_formats():
-    assert percent(0.99951) == "99.95 %"
-    assert size(2_500_000) == "2.5 MB"
-    assert duration(3700) == "1 h 1 min"
-    assert mean_and_spread(spread([0.5])) == "0.500 (1)"
-    assert mean_and_spread(spread([math.nan])) == "–"

@@ -1,0 +1,40 @@
+"""Strict numeric settings for every test, keys, and a small model."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def find_shared() -> Path | None:
+    """The folder with real data and models, if it is here."""
+    place = Path(os.environ.get("KAPRUNE_SHARED", Path(__file__).parents[2] / "shared"))
+    return place if place.is_dir() else None
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder with real data and models; the test is skipped where it is missing."""
+    place = find_shared()
+    if place is None:
+        pytest.skip("no real data here: set KAPRUNE_SHARED to a folder with data/ and models/")
+    return place
+
+
+@pytest.fixture
+def getkey():
+    """New random keys, the same in every run of a test."""
+    numbers = iter(range(1000))
+    return lambda: jax.random.key(next(numbers))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A seeded numpy generator, for oracles."""
+    return np.random.default_rng(0)

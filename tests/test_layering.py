@@ -1,0 +1,52 @@
+"""Imports go one way; what the core packages must not import they do not import."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "kaprune_jax"
+BASE = {"_typing", "_tree", "_errors"}
+ALLOWED = {
+    "prune": BASE,
+    "distill": BASE,
+    "data": BASE - {"_tree"},
+    "models": BASE,
+    "train": BASE | {"prune", "distill"},
+    "deploy": BASE | {"models"},
+}
+FOREIGN = {
+    "prune": {"flax", "orbax", "transformers", "safetensors"},
+    "distill": {"flax", "orbax", "transformers", "safetensors"},
+    "train": {"flax", "transformers", "safetensors"},
+    "data": {"flax", "orbax", "jax"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 or file == PACKAGE / "__init__.py", f"{file}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_one_way(file):
+    part = file.relative_to(PACKAGE).parts[0]
+    modules = imports(file)
+    assert not any(module.split(".")[0] == "experiments" for module in modules)
+    if part not in ALLOWED:
+        return
+    own = {module.split(".")[1] for module in modules if module.startswith("kaprune_jax.")}
+    assert own <= ALLOWED[part] | {part}
+    assert not {module.split(".")[0] for module in modules} & FOREIGN.get(part, set())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_files_stay_small(file):
+    assert len(file.read_text("utf-8").splitlines()) <= 300
