@@ -22,31 +22,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from train_step import LEARNING_RATE, SHAPES, SPARSITY, Shape, make_batch
 
 
-class Shape(NamedTuple):
-    """Sizes of an encoder."""
-
-    layers: int
-    hidden: int
-    heads: int
-    ffn: int
-    vocab: int = 30522
-    positions: int = 512
-    types: int = 2
-    classes: int = 2
-
-
-SHAPES = {
-    "minilm": Shape(6, 384, 12, 1536),
-    "bert-base": Shape(12, 768, 12, 3072),
-}
 DROPOUT = 0.1
 EPSILON = 1e-12
 
@@ -113,17 +95,6 @@ class Encoder(nn.Module):
         return self.classifier(pooled), hidden, scores
 
 
-def make_batch(batch: int, length: int, vocab: int, seed: int) -> dict[str, np.ndarray]:
-    """Token ids, mask and types whose rows end between ``length // 2`` and ``length`` (the first is full)."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(length // 2, length + 1, size=batch)
-    lengths[0] = length
-    mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
-    ids = rng.integers(1, vocab, size=(batch, length)).astype(np.int32) * mask
-    types = (np.arange(length) >= lengths[:, None] // 2).astype(np.int32) * mask
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-
-
 def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
     """Float mask that keeps the ``floor(n (1 - sparsity))`` largest magnitudes."""
     flat = weight.detach().abs().flatten()
@@ -148,7 +119,7 @@ def distillation_loss(student: tuple, teacher: tuple, mask: Tensor) -> Tensor:
 
 
 def build(
-    shape: str, batch: int, length: int, seed: int, *, sparsity: float = 0.95, update_every: int = 0
+    shape: str, batch: int, length: int, seed: int, *, sparsity: float = SPARSITY, update_every: int = 0
 ) -> Callable[[], float]:
     """Make the models, the optimizer and a fixed batch; return a callable that runs one step and gives the loss.
 
@@ -164,7 +135,7 @@ def build(
     plain = [p for p in student.parameters() if p.ndim < 2]
     decayed = [p for p in student.parameters() if p.ndim >= 2]
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=3e-5, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
     with torch.no_grad():
         torch._foreach_mul_(prunable, masks)
     count = 0

@@ -35,10 +35,7 @@ class Stop:
 def run(settings: Settings, should_stop: Stop) -> None:
     """Runs every method of the settings, one after the other, from one teacher."""
     from experiments.prepare import prepare
-    try:
-        from experiments.report import write_comparison, write_report
-    except ImportError:
-        write_comparison = write_report = lambda *a: None
+    from experiments.report import write_comparison, write_report
     from experiments.run import get_teacher, run_method
 
     prepared = prepare(settings)
@@ -60,7 +57,7 @@ def run(settings: Settings, should_stop: Stop) -> None:
         )
         write_report(folder)
     if len(methods) > 1:
-        write_comparison(out, list(folders.values()))
+        write_comparison(out, [*([out / "teacher"] if settings.teacher is None else []), *folders.values()])
     print()
     for method, result in results.items():
         print(summary(method, result))

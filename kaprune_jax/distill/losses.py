@@ -70,7 +70,8 @@ def attention_loss(
     """
     weight = mask.astype(jnp.float32)
     difference = (student - teacher).astype(jnp.float32)
-    error = jnp.sum(jnp.square(difference) * weight[:, None, :, None] * weight[:, None, None, :])
+    by_query = jnp.sum(jnp.square(difference) * weight[:, None, None, :], axis=-1)
+    error = jnp.sum(by_query * weight[:, None, :])
     return error / (jnp.maximum(jnp.square(weight.sum(axis=1)).sum(), 1.0) * student.shape[1])
 
 

@@ -3,6 +3,7 @@
 Devlin et al., 2019, arXiv:1810.04805. Post-layer-norm: x + sublayer(x), then LayerNorm.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,13 +13,30 @@ from jaxtyping import Array, Bool, Float
 
 from kaprune_jax.models.config import BertConfig
 
-_BITS = 16
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x Φ(x) with the exact normal distribution function; its gradient keeps x alone, not three arrays."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_forward(x):
+    return gelu(x), x
+
+
+def _gelu_backward(x, gradient):
+    cumulative = 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+    density = jnp.exp(-0.5 * jnp.square(x)) * (1.0 / math.sqrt(2.0 * math.pi))
+    return (gradient * (cumulative + x * density),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def activation(name: str) -> Callable[[Array], Array]:
     """The activation function behind a Hugging Face `hidden_act` name; "gelu" is the exact erf form."""
     return {
-        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "gelu": gelu,
         "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
         "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
         "relu": jax.nn.relu,
@@ -28,15 +46,13 @@ def activation(name: str) -> Callable[[Array], Array]:
 def dropout(x: Float[Array, "..."], rate: float, rngs: nnx.Rngs | None) -> Float[Array, "..."]:
     """Zeroes a fraction `rate` of x and scales the rest by 1 / (1 - rate); x itself where rngs is None.
 
-    Sixteen random bits an element (the rate is kept to 1/65536): half the cost of the usual thirty-two, and
-    on a CPU the random bits are the larger part of dropout.
+    Random bits are compared as integers, without a detour over floats in [0, 1).
     """
     if rngs is None or rate == 0.0:
         return x
-    bits = jax.random.bits(rngs.dropout(), x.shape, jnp.uint16)
-    threshold = round(rate * 2**_BITS)
-    keep = 1.0 - threshold / 2**_BITS
-    return jnp.where(bits >= jnp.uint16(threshold), x * jnp.asarray(1.0 / keep, x.dtype), jnp.zeros_like(x))
+    bits = jax.random.bits(rngs.dropout(), x.shape, jnp.uint32)
+    kept = bits >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(kept, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros_like(x))
 
 
 def layer_norm(config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -90,16 +106,20 @@ class SelfAttention(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "batch seq hidden"], Float[Array, "batch heads seq seq"]]:
+        batch, seq, _ = x.shape
         heads, size = self.config.num_attention_heads, self.config.head_size
-        split = (*x.shape[:-1], heads, size)
-        query = (self.query(x) * jnp.asarray(size**-0.5, x.dtype)).reshape(split)
-        key, value = self.key(x).reshape(split), self.value(x).reshape(split)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
+
+        def by_head(states: Array) -> Array:  # batch and heads in front: the products then need no other layout
+            return states.reshape(batch, seq, heads, size).transpose(0, 2, 1, 3)
+
+        query = by_head(self.query(x) * jnp.asarray(size**-0.5, x.dtype))
+        key, value = by_head(self.key(x)), by_head(self.value(x))
+        scores = query @ key.swapaxes(-1, -2)
         masked = jnp.where(attend[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(masked.astype(jnp.float32), axis=-1).astype(x.dtype)
         weights = dropout(weights, self.config.attention_probs_dropout_prob, rngs)
-        context = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return self.output(context.reshape(x.shape)), scores
+        context = (weights @ value).transpose(0, 2, 1, 3).reshape(x.shape)
+        return self.output(context), scores
 
 
 class FeedForward(nnx.Module):

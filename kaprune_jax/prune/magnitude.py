@@ -65,8 +65,8 @@ def magnitude_pruning(
         schedule does not end at 1 - N/M or the scope is global.
 
     Example:
-      >>> import jax.numpy as jnp, optax
-      >>> tx = optax.chain(optax.sgd(0.1), magnitude_pruning(one_shot(0.5, at=1), prunable="w"))
+      >>> import jax.numpy as jnp, kaprune_jax as kp, optax
+      >>> tx = optax.chain(optax.sgd(0.1), kp.magnitude_pruning(kp.one_shot(0.5, at=1), prunable="w"))
       >>> params = {"w": jnp.array([4.0, 1.0, 3.0, 2.0]), "b": jnp.zeros(2)}
       >>> updates, state = tx.update({"w": jnp.zeros(4), "b": jnp.zeros(2)}, tx.init(params), params)
       >>> optax.apply_updates(params, updates)["w"].tolist()
