@@ -6,7 +6,8 @@ One step does what ``kaprune_jax``'s SparseBERT step does (Xu, Yen, Zhao, Xiao, 
 * loss = MSE over every hidden state (embeddings included, padding tokens excluded)
   + MSE over every layer's pre-softmax attention scores (query and key both real tokens)
   + soft cross-entropy of the logits;
-* AdamW with weight decay 0.01 (not on biases and LayerNorm), then ``weights *= mask`` for the six matrices of each layer.
+* AdamW with weight decay 0.01 (not on biases and LayerNorm), then ``weights *= mask`` for the six matrices of
+  each layer.
 
 The model is a plain BERT written here rather than Hugging Face's ``BertModel``: both call the same ATen kernels, but
 this one skips the wrapper code, scales the queries instead of the (larger) scores and never materialises what the loss
@@ -27,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from train_step import LEARNING_RATE, SHAPES, SPARSITY, Shape, make_batch
-
 
 DROPOUT = 0.1
 EPSILON = 1e-12

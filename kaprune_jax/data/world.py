@@ -46,7 +46,6 @@ from .world_text import (
     ROOMS,
     TOPS,
     opinion,
-    pick,
     state,
     tell,
 )
@@ -142,40 +141,41 @@ def _premises(claim: Claim, answer: Relation, held_out: bool) -> tuple[tuple[str
     return tuple(level for level in kept if level)
 
 
-def _claim(rng: random.Random, task: str, allow: Callable[[str], bool]) -> Claim:
+@cache
+def _allowed(words: tuple[str, ...], held_out: bool) -> tuple[str, ...]:
+    return tuple(word for word in words if held_out or word not in HELD_OUT)
+
+
+def _claim(rng: random.Random, task: str, held_out: bool) -> Claim:
     """What is asked; drawn before the answer, from a distribution that does not depend on it."""
-    slot = pick(rng, ("thing", "part", "quality", "quality", "place", "place"))
+    slot = rng.choice(("thing", "part", "quality", "quality", "place", "place"))
     if slot == "thing":
-        level = pick(rng, _ASKED[task])
+        level = rng.choice(_ASKED[task])
     elif slot == "part":
         level = tuple(PART_OF.values())
     elif slot == "quality":
         level = QUALITIES
     else:
-        level = pick(rng, (PLACES, PLACES, PLACES, ROOMS))
-    return Claim(slot, pick(rng, [word for word in level if allow(word)]))
+        level = rng.choice((PLACES, PLACES, PLACES, ROOMS))
+    return Claim(slot, rng.choice(_allowed(level, held_out)))
 
 
 def _inference(rng: random.Random, task: str, label: str, held_out: bool, fits: _Fits) -> tuple[str, ...]:
     """A premise and a hypothesis with the given label that fit; held-out words only if `held_out`."""
-
-    def allow(word: str) -> bool:
-        return held_out or word not in HELD_OUT
-
-    claim, form = _claim(rng, task, allow), int(rng.random() < 0.5)
+    claim, form = _claim(rng, task, held_out), int(rng.random() < 0.5)
     slot = "thing" if claim.slot == "part" else claim.slot
     for _ in range(1000):
         answer: Relation = label  # pyright: ignore[reportAssignmentType]
         if label == "not_entailment":
-            answer = pick(rng, ("contradiction", "contradiction", "neutral"))
+            answer = rng.choice(("contradiction", "contradiction", "neutral"))
             if not _premises(claim, answer, held_out):
                 answer = "contradiction"
         groups = _premises(claim, answer, held_out)
-        told = pick(rng, groups[0] if rng.random() < 0.8 else pick(rng, groups)) if groups else None
-        quality = pick(rng, [word for word in QUALITIES if allow(word)]) if rng.random() < 0.6 else None
-        place = pick(rng, [word for word in ROOMS if allow(word)]) if rng.random() < 0.6 else None
-        thing = pick(rng, [word for word in LEAVES if allow(word)])
-        scene = Scene(pick(rng, NAMES), pick(rng, VERBS), thing, quality, place)._replace(**{slot: told})
+        told = rng.choice(groups[0] if rng.random() < 0.8 else rng.choice(groups)) if groups else None
+        quality = rng.choice(_allowed(QUALITIES, held_out)) if rng.random() < 0.6 else None
+        place = rng.choice(_allowed(ROOMS, held_out)) if rng.random() < 0.6 else None
+        thing = rng.choice(_allowed(LEAVES, held_out))
+        scene = Scene(rng.choice(NAMES), rng.choice(VERBS), thing, quality, place)._replace(**{slot: told})
         row = (tell(scene), state(scene, claim, form=form))
         if fits(row):
             return row
@@ -183,7 +183,7 @@ def _inference(rng: random.Random, task: str, label: str, held_out: bool, fits: 
 
 
 def _review(rng: random.Random, task: str, label: str, held_out: bool, fits: _Fits) -> tuple[str, ...]:
-    words = frozenset(word for word in POLARITY if held_out or word not in HELD_OUT)
+    words = frozenset(_allowed(tuple(POLARITY), held_out))
     while True:
         row = (opinion(rng, words, int(label == "positive")),)
         if fits(row):

@@ -6,7 +6,7 @@ countries, and words of praise and blame. Everything not stated is false: two ki
 building. `relation` derives from these tables alone whether a claim about a scene must, may or cannot be true.
 """
 
-from collections.abc import Iterator
+from functools import cache
 from typing import Literal, NamedTuple
 
 Relation = Literal["entailment", "neutral", "contradiction"]
@@ -143,11 +143,11 @@ class Claim(NamedTuple):
     value: str
 
 
-def ancestors(word: str) -> Iterator[str]:
+@cache
+def ancestors(word: str) -> tuple[str, ...]:
     """The word itself and everything it is a kind of or lies in, nearest first."""
-    while word:
-        yield word
-        word = KIND_OF.get(word) or TOP_OF.get(word) or PLACE_OF.get(word) or ""
+    above = KIND_OF.get(word) or TOP_OF.get(word) or PLACE_OF.get(word)
+    return (word, *ancestors(above)) if above else (word,)
 
 
 def _nested(told: str, claimed: str) -> Relation:
@@ -156,6 +156,7 @@ def _nested(told: str, claimed: str) -> Relation:
     return "neutral" if told in ancestors(claimed) else "contradiction"
 
 
+@cache
 def relation(told: str | None, claim: Claim) -> Relation:
     """Whether `claim` must be true, may be true or cannot be true.
 

@@ -6,9 +6,8 @@ for what must be true, `not` for what cannot be, `maybe` for what is open. No ta
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
-from typing import TypeVar
 
 from .world_facts import (
     BLAME,
@@ -35,8 +34,6 @@ from .world_facts import (
     told_about,
 )
 
-T = TypeVar("T")
-
 LEAVES, KINDS, TOPS = tuple(KIND_OF), tuple(TOP_OF), tuple(dict.fromkeys(TOP_OF.values()))
 ROOMS, PLACES = tuple(PLACE_OF), tuple(dict.fromkeys(PLACE_OF.values()))
 QUALITIES = tuple(SIDE_OF)
@@ -54,21 +51,19 @@ FUNCTION_WORDS = tuple(
 PUNCTUATION = tuple(".,?!;:'\"()-")
 
 
-def pick(rng: random.Random, items: Sequence[T]) -> T:
-    """A uniform choice that rests on `random.random` alone, whose stream Python keeps from version to version."""
-    return items[int(rng.random() * len(items))]
-
-
+@cache
 def article(noun: str) -> str:
     """The noun with its indefinite article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
+@cache
 def place_phrase(place: str) -> str:
     """`in the kitchen`, `in paris`."""
     return f"in {place}" if COUNTRIES.keys() & {place, PLACE_OF.get(place)} else f"in the {place}"
 
 
+@cache
 def pronoun(name: str) -> str:
     """`she` or `he`."""
     return "she" if name in WOMEN else "he"
@@ -120,10 +115,10 @@ def values(told: str | None, slot: str, answer: Relation) -> tuple[tuple[str, ..
 
 def _scene(rng: random.Random) -> Scene:
     level = rng.random()
-    thing = pick(rng, LEAVES if level < 0.8 else KINDS if level < 0.95 else TOPS)
-    quality = pick(rng, QUALITIES) if rng.random() < 0.6 else None
-    place = pick(rng, ROOMS if rng.random() < 0.85 else PLACES) if rng.random() < 0.6 else None
-    return Scene(pick(rng, NAMES), pick(rng, VERBS), thing, quality, place)
+    thing = rng.choice(LEAVES if level < 0.8 else KINDS if level < 0.95 else TOPS)
+    quality = rng.choice(QUALITIES) if rng.random() < 0.6 else None
+    place = rng.choice(ROOMS if rng.random() < 0.85 else PLACES) if rng.random() < 0.6 else None
+    return Scene(rng.choice(NAMES), rng.choice(VERBS), thing, quality, place)
 
 
 _MODES: dict[Relation, tuple[str, ...]] = {
@@ -136,91 +131,95 @@ _ANSWERS: tuple[Relation, ...] = ("entailment", "entailment", "contradiction", "
 
 def _remark(rng: random.Random, scene: Scene) -> str:
     while True:
-        slot, answer = pick(rng, ("thing", "thing", "part", "quality", "place")), pick(rng, _ANSWERS)
+        slot, answer = rng.choice(("thing", "thing", "part", "quality", "place")), rng.choice(_ANSWERS)
         groups = values(told_about(scene, slot), slot, answer)
         if groups and not (answer == "neutral" and told_about(scene, slot) is None and rng.random() < 0.7):
-            claim = Claim(slot, pick(rng, pick(rng, groups)))  # pyright: ignore[reportArgumentType]
-            return state(scene, claim, form=int(rng.random() < 0.5), mode=pick(rng, _MODES[answer]))
+            claim = Claim(slot, rng.choice(rng.choice(groups)))  # pyright: ignore[reportArgumentType]
+            return state(scene, claim, form=int(rng.random() < 0.5), mode=rng.choice(_MODES[answer]))
 
 
 def _fact(rng: random.Random) -> str:
     case = int(rng.random() * 6)
     if case == 0:
-        leaf = pick(rng, LEAVES)
+        leaf = rng.choice(LEAVES)
         kind = KIND_OF[leaf]
-        other = pick(rng, [k for k in KINDS if k != kind])
-        first = pick(rng, (f"{article(leaf)} is {article(kind)}", f"every {leaf} is {article(kind)}"))
+        other = rng.choice([k for k in KINDS if k != kind])
+        first = rng.choice((f"{article(leaf)} is {article(kind)}", f"every {leaf} is {article(kind)}"))
         rest = (f"{article(leaf)} is {article(TOP_OF[kind])}", f"{article(leaf)} is not {article(other)}")
-        return f"{first} . {pick(rng, (*rest, f'{article(leaf)} has {PART_OF[kind]}'))} ."
+        return f"{first} . {rng.choice((*rest, f'{article(leaf)} has {PART_OF[kind]}'))} ."
     if case == 1:
-        kind = pick(rng, KINDS)
-        member = pick(rng, [leaf for leaf in LEAVES if KIND_OF[leaf] == kind])
-        second = pick(rng, (f"it has {PART_OF[kind]}", f"{article(kind)} may be {article(member)}"))
+        kind = rng.choice(KINDS)
+        member = rng.choice([leaf for leaf in LEAVES if KIND_OF[leaf] == kind])
+        second = rng.choice((f"it has {PART_OF[kind]}", f"{article(kind)} may be {article(member)}"))
         return f"{article(kind)} is {article(TOP_OF[kind])} . {second} ."
     if case in (2, 3):
-        pair = pick(rng, PROPERTIES)
+        pair = rng.choice(PROPERTIES)
         side = int(rng.random() * 2)
-        word, same, other = pick(rng, pair[side]), pick(rng, pair[side]), pick(rng, pair[1 - side])
+        word, same, other = rng.choice(pair[side]), rng.choice(pair[side]), rng.choice(pair[1 - side])
         first = f"{word} means {pair[side][1 - pair[side].index(word)]}"
         rest = (f"{word} is the opposite of {other}", f"{article(same)} thing is not {article(other)} thing")
-        return f"{first} . {pick(rng, rest)} ."
-    room = pick(rng, ROOMS)
+        return f"{first} . {rng.choice(rest)} ."
+    room = rng.choice(ROOMS)
     place = PLACE_OF[room]
     table = COUNTRIES if place in COUNTRIES else BUILDINGS
     subject = room if place in COUNTRIES else f"the {room}"
-    other = pick(rng, [p for p in table if p != place])
+    other = rng.choice([p for p in table if p != place])
     return f"{subject} is {place_phrase(place)} . it is not {place_phrase(other)} ."
+
+
+@cache
+def _evaluating(words: frozenset[str], polarity: int) -> tuple[tuple, tuple, tuple, tuple]:
+    """Adjectives of this polarity and of the other, verbs of this and of the other, among `words`."""
+    tables = ((BLAME, PRAISE), (HATED, LIKED))
+    adjectives, verbs = (table if polarity else table[::-1] for table in tables)
+    other, same = (tuple(word for word in table if word in words) for table in adjectives)
+    hate, like = (tuple(forms for forms in table if forms[0] in words) for table in verbs)
+    return same, other, like, hate
 
 
 def opinion(rng: random.Random, words: frozenset[str], polarity: int) -> str:
     """A sentence of praise (1) or blame (0) that uses only the given evaluating words."""
 
-    def adjective(sign: int) -> str:
-        return pick(rng, [w for w in (PRAISE if sign else BLAME) if w in words])
-
-    def verb(sign: int) -> tuple[str, str]:
-        return pick(rng, [forms for forms in (LIKED if sign else HATED) if forms[0] in words])
-
-    name, work, case = pick(rng, NAMES), pick(rng, WORKS), int(rng.random() * 7)
-    degree = f"{pick(rng, ADVERBS)} " if rng.random() < 0.4 else ""
+    same, other, like, hate = _evaluating(words, polarity)
+    name, work, case = rng.choice(NAMES), rng.choice(WORKS), int(rng.random() * 7)
+    degree = f"{rng.choice(ADVERBS)} " if rng.random() < 0.4 else ""
     if case == 0:
-        return f"the {work} was {degree}{adjective(polarity)} ."
+        return f"the {work} was {degree}{rng.choice(same)} ."
     if case == 1:
-        return f"the {work} was not {degree}{adjective(1 - polarity)} ."
+        return f"the {work} was not {degree}{rng.choice(other)} ."
     if case == 2:
-        return f"{name} {verb(polarity)[0]} the {work} ."
+        return f"{name} {rng.choice(like)[0]} the {work} ."
     if case == 3:
-        return f"{name} did not {verb(1 - polarity)[1]} the {work} ."
+        return f"{name} did not {rng.choice(hate)[1]} the {work} ."
     if case == 4:
-        return f"{name} called it {article(f'{degree}{adjective(polarity)} {work}')} ."
+        return f"{name} called it {article(f'{degree}{rng.choice(same)} {work}')} ."
     if case == 5:
-        first, last = verb(1 - polarity)[0], verb(polarity)[0]
+        first, last = rng.choice(hate)[0], rng.choice(like)[0]
         return f"{name} {first} the {work} at first , but later {pronoun(name)} {last} it ."
-    return f"people said the {work} was {adjective(1 - polarity)} , but it was {degree}{adjective(polarity)} ."
+    return f"people said the {work} was {rng.choice(other)} , but it was {degree}{rng.choice(same)} ."
 
 
-_EVALUATING = frozenset(POLARITY)
+_ALL = frozenset(POLARITY)
 
 
 def _reviews(rng: random.Random) -> tuple[str, str]:
     polarity = int(rng.random() * 2)
-    same, other = (PRAISE, BLAME) if polarity else (BLAME, PRAISE)
-    like, hate = (LIKED, HATED) if polarity else (HATED, LIKED)
+    same, other, like, hate = _evaluating(_ALL, polarity)
     remarks = []
     for _ in range(1 + int(rng.random() * 2)):
-        who = pick(rng, (*NAMES, "everybody"))
+        who = rng.choice((*NAMES, "everybody"))
         kind = int(rng.random() * 5)
         if kind == 0:
-            remarks.append(f"it was {pick(rng, same)} and {pick(rng, same)} .")
+            remarks.append(f"it was {rng.choice(same)} and {rng.choice(same)} .")
         elif kind == 1:
-            remarks.append(f"so it was not {pick(rng, other)} .")
+            remarks.append(f"so it was not {rng.choice(other)} .")
         elif kind == 2:
-            remarks.append(f"so {who} {pick(rng, like)[0]} it .")
+            remarks.append(f"so {who} {rng.choice(like)[0]} it .")
         elif kind == 3:
-            remarks.append(f"nobody {pick(rng, hate)[0]} it .")
+            remarks.append(f"nobody {rng.choice(hate)[0]} it .")
         else:
-            remarks.append(f"{pick(rng, same)} means {pick(rng, same[:1])} .")
-    return opinion(rng, _EVALUATING, polarity), " ".join(remarks)
+            remarks.append(f"{rng.choice(same)} means {rng.choice(same[:1])} .")
+    return opinion(rng, _ALL, polarity), " ".join(remarks)
 
 
 def pretraining_text(seed: int) -> Iterator[tuple[str, ...]]:

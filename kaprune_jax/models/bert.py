@@ -51,7 +51,7 @@ class MaskedLMHead(nnx.Module):
 
     def __call__(self, x: Array, words: nnx.Embed) -> Array:
         x = self.norm(activation(self.config.hidden_act)(self.transform(x)))
-        return words.attend(x) + self.bias[...]
+        return words.attend(x) + self.bias[...].astype(x.dtype)[None, None]
 
 
 class Encoder(nnx.Module):
@@ -106,7 +106,7 @@ class Bert(nnx.Module):
 
 
 @functools.lru_cache(maxsize=32)
-def _split(config: BertConfig, dtype: str) -> tuple[Any, Params]:
+def split_config(config: BertConfig, dtype: str) -> tuple[Any, Params]:
     """The static graph of a model and the shapes of its parameters, without allocating any."""
     module = nnx.eval_shape(lambda: Bert(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
     graph, state = nnx.split(module, nnx.Param)
@@ -115,7 +115,7 @@ def _split(config: BertConfig, dtype: str) -> tuple[Any, Params]:
 
 def param_shapes(config: BertConfig) -> Params:
     """The tree of parameters with a `jax.ShapeDtypeStruct` for every leaf."""
-    return _split(config, "float32")[1]
+    return split_config(config, "float32")[1]
 
 
 def init_params(config: BertConfig, key: Array) -> Params:
@@ -136,7 +136,7 @@ def make_apply(config: BertConfig, *, dtype: str = "float32") -> Callable[..., B
       [batch, seq]; attention_mask is 1 for real tokens, 0 for padding. With a dropout key the model is in
       training mode, without one it is deterministic.
     """
-    graph, _ = _split(config, dtype)
+    graph, _ = split_config(config, dtype)
 
     def apply(
         params: Params,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt32
 
 from kaprune_jax.models.config import BertConfig
 
@@ -43,15 +43,27 @@ def activation(name: str) -> Callable[[Array], Array]:
     }[name]
 
 
+def position_bits(key: Array, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """Random bits for dropout: the 32-bit finaliser of MurmurHash3 (Appleby, 2011) over position and key.
+
+    Not for anything but dropout. Unlike the counter of `jax.random` it is a few integer operations that XLA fuses into
+    the passes that use it, forward and backward, so that no mask is ever stored: a tenth of a training step on a CPU.
+    """
+    first, second = jax.random.key_data(key)
+    bits = jax.lax.iota(jnp.uint32, math.prod(shape)) * jnp.uint32(0x9E3779B1) + first
+    for word, factor in ((second, 0x85EBCA6B), (first, 0xC2B2AE35)):
+        bits = ((bits ^ (bits >> 16)) ^ word) * jnp.uint32(factor)
+    return (bits ^ (bits >> 16)).reshape(shape)
+
+
 def dropout(x: Float[Array, "..."], rate: float, rngs: nnx.Rngs | None) -> Float[Array, "..."]:
     """Zeroes a fraction `rate` of x and scales the rest by 1 / (1 - rate); x itself where rngs is None.
 
-    Random bits are compared as integers, without a detour over floats in [0, 1).
+    The rate is kept to 2^-32. Which elements go follows from the key and their position alone.
     """
     if rngs is None or rate == 0.0:
         return x
-    bits = jax.random.bits(rngs.dropout(), x.shape, jnp.uint32)
-    kept = bits >= jnp.uint32(round(rate * 2**32))
+    kept = position_bits(rngs.dropout(), x.shape) >= jnp.uint32(round(rate * 2**32))
     return jnp.where(kept, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros_like(x))
 
 

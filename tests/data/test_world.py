@@ -1,6 +1,7 @@
 """The small world: deterministic, balanced, free of shortcuts, its labels true by the tables of facts."""
 
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -9,23 +10,19 @@ from sklearn.linear_model import LogisticRegression
 
 from kaprune_jax._errors import InputError
 from kaprune_jax.data import world_facts as facts
-from kaprune_jax.data.world import (
-    MICRO_TASKS,
-    SPECIAL,
-    held_out_rows,
-    load_world,
-    vocabulary,
-    write_tokenizer,
-)
+from kaprune_jax.data.world import MICRO_TASKS, SPECIAL, held_out_rows, load_world, vocabulary, write_tokenizer
 from kaprune_jax.data.world_text import pretraining_text
 
 INFERENCE = ("micro-rte", "micro-nli")
 FINGERPRINTS = {}
 
 
+loaded = cache(load_world)
+
+
 @pytest.fixture(scope="module", params=MICRO_TASKS)
 def data(request):
-    return load_world(request.param)
+    return loaded(request.param)
 
 
 def everything(data):
@@ -34,7 +31,7 @@ def everything(data):
 
 @pytest.mark.parametrize("task", MICRO_TASKS)
 def test_same_seed_same_rows(task):
-    first, again, other = load_world(task), load_world(task), load_world(task, seed=1)
+    first, again, other = loaded(task), load_world(task), load_world(task, seed=1)
     assert first.train.texts == again.train.texts
     assert first.dev.texts == again.dev.texts
     np.testing.assert_array_equal(first.dev.labels, again.dev.labels)
@@ -44,7 +41,7 @@ def test_same_seed_same_rows(task):
 
 def test_fingerprint_is_the_same_on_every_machine_and_python():
     # Changing a table or a sentence changes every published figure of the built-in tasks: do it knowingly.
-    assert {task: load_world(task).fingerprint[:12] for task in MICRO_TASKS} == FINGERPRINTS
+    assert {task: loaded(task).fingerprint[:12] for task in MICRO_TASKS} == FINGERPRINTS
 
 
 def test_pretraining_text_is_seeded():
@@ -108,6 +105,7 @@ def test_world_has_no_ambiguous_word():
 # The independent judge: reads a sentence back into facts, with sets built from the raw tables.
 
 
+@cache
 def chain(word):
     for top, kinds in facts.THINGS.items():
         if word == top:
@@ -129,12 +127,10 @@ def chain(word):
 def read(sentence):
     """(thing, part, property, place) named in a sentence, each None where absent."""
     found = {}
-    things = set(facts.THINGS) | {kind for kinds in facts.THINGS.values() for kind in kinds}
-    things |= {leaf for kinds in facts.THINGS.values() for _, xs in kinds.values() for leaf in xs}
     for word in sentence.replace("the thing", "it").split():
-        if word in things:
+        if chain(word) & set(facts.THINGS):
             found["thing"] = word
-        elif any(word in side for pair in facts.PROPERTIES for side in pair):
+        elif side_of(word):
             found["quality"] = word
         elif any(word == part for kinds in facts.THINGS.values() for part, _ in kinds.values()):
             found["part"] = word
@@ -143,8 +139,9 @@ def read(sentence):
     return found
 
 
+@cache
 def side_of(word):
-    return next((n, s) for n, pair in enumerate(facts.PROPERTIES) for s in (0, 1) if word in pair[s])
+    return next(((n, s) for n, pair in enumerate(facts.PROPERTIES) for s in (0, 1) if word in pair[s]), None)
 
 
 def judge(premise, hypothesis):
@@ -167,7 +164,7 @@ def judge(premise, hypothesis):
 
 @pytest.mark.parametrize("task", INFERENCE)
 def test_labels_of_inference_follow_from_the_facts(task):
-    data = load_world(task)
+    data = loaded(task)
     for rows in (data.train, data.dev):
         for (premise, hypothesis), label in zip(rows.texts, rows.labels, strict=True):
             answer = judge(premise, hypothesis)
@@ -177,7 +174,7 @@ def test_labels_of_inference_follow_from_the_facts(task):
 
 
 def test_labels_of_opinions_follow_from_the_facts():
-    data = load_world("micro-sst")
+    data = loaded("micro-sst")
     praise = {*facts.PRAISE, *(word for forms in facts.LIKED for word in forms)}
     blame = {*facts.BLAME, *(word for forms in facts.HATED for word in forms)}
     for rows in (data.train, data.dev):
@@ -190,7 +187,7 @@ def test_labels_of_opinions_follow_from_the_facts():
 @pytest.mark.parametrize("task", INFERENCE)
 @pytest.mark.parametrize("side", [0, 1], ids=["premise-only", "hypothesis-only"])
 def test_one_sentence_alone_does_not_tell_the_label(task, side):
-    data = load_world(task)
+    data = loaded(task)
     words = CountVectorizer(ngram_range=(1, 2))
     train = words.fit_transform([texts[side] for texts in data.train.texts])
     dev = words.transform([texts[side] for texts in data.dev.texts])
@@ -201,7 +198,7 @@ def test_one_sentence_alone_does_not_tell_the_label(task, side):
 
 @pytest.mark.parametrize("task", MICRO_TASKS)
 def test_counting_words_is_not_enough(task):
-    data = load_world(task)
+    data = loaded(task)
     words = CountVectorizer(ngram_range=(1, 2))
 
     def marked(rows):
