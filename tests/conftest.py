@@ -1,6 +1,7 @@
 """Strict numeric settings for every test, keys, and a small model."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -9,6 +10,11 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests compile the same small programs: compiled once per session.
+_compiled = tempfile.TemporaryDirectory(prefix="kaprune-compiled-")
+jax.config.update("jax_compilation_cache_dir", _compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

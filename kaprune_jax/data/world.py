@@ -34,7 +34,7 @@ from kaprune_jax.data.world_facts import (
     ancestors,
     relation,
 )
-from .world_text import (
+from kaprune_jax.data.world_text import (
     _LEVELS,
     ADVERBS,
     FUNCTION_WORDS,

@@ -14,67 +14,54 @@ Relation = Literal["entailment", "neutral", "contradiction"]
 # top: kind: (its part, its members)
 THINGS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "animal": {
-        "bird": ("feathers", ("robin", "sparrow", "eagle", "owl", "crow", "pigeon", "parrot", "swan")),
-        "fish": ("fins", ("salmon", "trout", "tuna", "cod", "shark", "carp", "herring", "eel")),
-        "insect": ("antennae", ("bee", "wasp", "ant", "beetle", "moth", "butterfly", "mosquito", "ladybird")),
-        "mammal": ("fur", ("dog", "cat", "horse", "cow", "sheep", "wolf", "rabbit", "mouse")),
-        "reptile": ("scales", ("snake", "lizard", "turtle", "crocodile", "gecko", "iguana", "cobra", "tortoise")),
+        "bird": ("feathers", ("robin", "sparrow", "eagle", "owl", "pigeon", "swan")),
+        "fish": ("fins", ("salmon", "trout", "shark", "cod", "carp", "eel")),
+        "insect": ("antennae", ("bee", "wasp", "beetle", "ant", "moth", "butterfly")),
+        "mammal": ("fur", ("dog", "cat", "rabbit", "horse", "wolf", "mouse")),
     },
     "plant": {
-        "flower": ("petals", ("rose", "tulip", "daisy", "lily", "orchid", "violet", "poppy", "sunflower")),
-        "tree": ("branches", ("oak", "pine", "maple", "birch", "willow", "elm", "cedar", "palm")),
+        "flower": ("petals", ("rose", "tulip", "daisy", "lily", "poppy", "violet")),
+        "tree": ("branches", ("oak", "pine", "willow", "maple", "birch", "elm")),
     },
     "food": {
-        "fruit": ("seeds", ("apple", "pear", "banana", "cherry", "grape", "lemon", "mango", "peach")),
-        "vegetable": ("roots", ("carrot", "potato", "onion", "cabbage", "leek", "turnip", "radish", "parsnip")),
-        "dessert": ("sugar", ("cake", "pie", "cookie", "pudding", "muffin", "brownie", "waffle", "pancake")),
+        "fruit": ("seeds", ("apple", "pear", "banana", "cherry", "lemon", "mango")),
+        "vegetable": ("leaves", ("carrot", "potato", "onion", "cabbage", "turnip", "leek")),
     },
     "object": {
-        "tool": ("handles", ("hammer", "drill", "spanner", "chisel", "axe", "screwdriver", "shovel", "rake")),
-        "vehicle": ("wheels", ("car", "bus", "truck", "train", "tram", "van", "taxi", "tractor")),
-        "instrument": ("tunes", ("piano", "violin", "guitar", "flute", "drum", "trumpet", "cello", "harp")),
-        "garment": ("seams", ("shirt", "coat", "jacket", "skirt", "sweater", "scarf", "dress", "cloak")),
-        "container": ("lids", ("bottle", "box", "basket", "jar", "bucket", "barrel", "bag", "crate")),
+        "tool": ("handles", ("hammer", "drill", "chisel", "axe", "shovel", "rake")),
+        "vehicle": ("wheels", ("car", "bus", "truck", "train", "tractor", "taxi")),
+        "instrument": ("tunes", ("piano", "violin", "guitar", "flute", "drum", "harp")),
+        "garment": ("seams", ("shirt", "coat", "skirt", "sweater", "scarf", "jacket")),
     },
     "person": {
-        "artist": ("talent", ("painter", "singer", "dancer", "poet", "actor", "sculptor", "musician", "writer")),
-        "athlete": ("medals", ("swimmer", "runner", "boxer", "skier", "wrestler", "cyclist", "rower", "golfer")),
+        "artist": ("talent", ("painter", "singer", "dancer", "poet", "actor", "sculptor")),
+        "athlete": ("medals", ("swimmer", "runner", "boxer", "skier", "cyclist", "rower")),
     },
 }
 
 # one side (word, synonym) and its opposite side
 PROPERTIES: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
     (("big", "large"), ("small", "little")),
-    (("hot", "warm"), ("cold", "chilly")),
     (("clean", "spotless"), ("dirty", "filthy")),
     (("new", "modern"), ("old", "ancient")),
     (("fast", "quick"), ("slow", "sluggish")),
-    (("heavy", "weighty"), ("light", "weightless")),
     (("loud", "noisy"), ("quiet", "silent")),
-    (("happy", "cheerful"), ("sad", "gloomy")),
     (("strong", "sturdy"), ("weak", "frail")),
     (("safe", "harmless"), ("dangerous", "risky")),
-    (("smooth", "even"), ("rough", "bumpy")),
     (("wet", "damp"), ("dry", "parched")),
-    (("thick", "broad"), ("thin", "narrow")),
     (("bright", "shiny"), ("dark", "dim")),
     (("cheap", "inexpensive"), ("expensive", "costly")),
-    (("common", "ordinary"), ("rare", "unusual")),
-    (("soft", "squishy"), ("hard", "firm")),
-    (("calm", "peaceful"), ("angry", "furious")),
-    (("tame", "gentle"), ("wild", "fierce")),
-    (("real", "genuine"), ("fake", "false")),
 )
 
 BUILDINGS: dict[str, tuple[str, ...]] = {
-    "house": ("kitchen", "bedroom", "bathroom", "attic", "pantry", "nursery"),
-    "school": ("classroom", "gymnasium", "playground", "laboratory", "library", "canteen"),
-    "farm": ("barn", "stable", "orchard", "meadow", "henhouse", "dairy"),
-    "hospital": ("ward", "clinic", "pharmacy", "reception", "dispensary", "morgue"),
-    "castle": ("tower", "dungeon", "moat", "courtyard", "armoury", "chapel"),
-    "ship": ("cabin", "galley", "bridge", "saloon", "brig", "wheelhouse"),
-    "theatre": ("balcony", "foyer", "gallery", "auditorium", "cloakroom", "wings"),
-    "town": ("market", "square", "bakery", "bank", "station", "museum"),
+    "house": ("kitchen", "bedroom", "bathroom", "attic"),
+    "school": ("classroom", "gymnasium", "playground", "canteen"),
+    "farm": ("barn", "stable", "orchard", "henhouse"),
+    "hospital": ("ward", "clinic", "pharmacy", "dispensary"),
+    "castle": ("tower", "dungeon", "moat", "armoury"),
+    "ship": ("cabin", "galley", "saloon", "wheelhouse"),
+    "theatre": ("balcony", "foyer", "auditorium", "cloakroom"),
+    "town": ("market", "bakery", "station", "museum"),
 }
 
 COUNTRIES: dict[str, tuple[str, ...]] = {
@@ -83,31 +70,21 @@ COUNTRIES: dict[str, tuple[str, ...]] = {
     "spain": ("madrid", "seville", "valencia", "barcelona"),
     "japan": ("tokyo", "kyoto", "osaka", "nagoya"),
     "egypt": ("cairo", "luxor", "aswan", "alexandria"),
-    "canada": ("toronto", "montreal", "ottawa", "vancouver"),
-    "germany": ("berlin", "munich", "hamburg", "cologne"),
     "india": ("delhi", "mumbai", "chennai", "kolkata"),
 }
 
-# (adjectives, past and base forms of verbs), praise first
-PRAISE = tuple(
-    "good great wonderful lovely excellent superb amazing fantastic brilliant charming delightful splendid "
-    "pleasant perfect beautiful enjoyable terrific fabulous impressive outstanding".split()
-)
-BLAME = tuple(
-    "bad awful terrible horrible dreadful poor boring tedious dull disappointing annoying unpleasant "
-    "ugly nasty lousy mediocre miserable appalling dismal pathetic".split()
-)
-LIKED = (("liked", "like"), ("loved", "love"), ("enjoyed", "enjoy"), ("adored", "adore"), ("praised", "praise"))
-LIKED += (("admired", "admire"),)
+PRAISE = tuple("good great wonderful lovely excellent superb brilliant charming delightful perfect".split())
+PRAISE += ("enjoyable", "impressive")
+BLAME = tuple("bad awful terrible horrible dreadful boring tedious dull annoying unpleasant nasty pathetic".split())
+# past and base forms
+LIKED = (("liked", "like"), ("loved", "love"), ("enjoyed", "enjoy"), ("adored", "adore"))
 HATED = (("disliked", "dislike"), ("hated", "hate"), ("loathed", "loathe"), ("despised", "despise"))
-HATED += (("detested", "detest"), ("criticised", "criticise"))
-WORKS = tuple("film song meal book show game concert lecture story trip party speech match novel opera play".split())
+WORKS = tuple("film song meal book show game concert story speech novel".split())
 
-WOMEN = tuple("anna clara emma julia laura maria nora sophie".split())
-MEN = tuple("ben david felix george henry martin paul thomas".split())
+WOMEN = tuple("anna clara emma julia laura maria".split())
+MEN = tuple("ben david felix george henry paul".split())
 NAMES = WOMEN + MEN
-VERBS = (("saw", "see"), ("found", "find"), ("drew", "draw"), ("noticed", "notice"), ("wanted", "want"))
-VERBS += (("remembered", "remember"), ("described", "describe"), ("met", "meet"))
+VERBS = (("saw", "see"), ("found", "find"), ("drew", "draw"), ("noticed", "notice"), ("wanted", "want"), ("met", "meet"))
 
 KIND_OF: dict[str, str] = {leaf: kind for kinds in THINGS.values() for kind, (_, xs) in kinds.items() for leaf in xs}
 TOP_OF: dict[str, str] = {kind: top for top, kinds in THINGS.items() for kind in kinds}

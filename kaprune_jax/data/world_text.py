@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from functools import cache
 
-from .world_facts import (
+from kaprune_jax.data.world_facts import (
     BLAME,
     BUILDINGS,
     COUNTRIES,
@@ -121,19 +121,18 @@ def _scene(rng: random.Random) -> Scene:
     return Scene(rng.choice(NAMES), rng.choice(VERBS), thing, quality, place)
 
 
-_MODES: dict[Relation, tuple[str, ...]] = {
-    "entailment": ("", "", "so"),
-    "contradiction": ("not",),
-    "neutral": ("maybe",),
-}
-_ANSWERS: tuple[Relation, ...] = ("entailment", "entailment", "contradiction", "neutral")
+_MODES: dict[Relation, tuple[str, ...]] = {"entailment": ("", "", "so"), "contradiction": ("not",), "neutral": ("maybe",)}
 
 
 def _remark(rng: random.Random, scene: Scene) -> str:
+    """One true statement about the scene. Most are plain, as in ordinary text; some say what is not or may be."""
+    chance = rng.random()
+    answer: Relation = "entailment" if chance < 0.76 else "contradiction" if chance < 0.9 else "neutral"
     while True:
-        slot, answer = rng.choice(("thing", "thing", "part", "quality", "place")), rng.choice(_ANSWERS)
-        groups = values(told_about(scene, slot), slot, answer)
-        if groups and not (answer == "neutral" and told_about(scene, slot) is None and rng.random() < 0.7):
+        slot = rng.choice(("thing", "thing", "part", "quality", "place"))
+        told = told_about(scene, slot)
+        groups = values(told, slot, answer)
+        if groups and (told is not None or rng.random() < 0.3):
             claim = Claim(slot, rng.choice(rng.choice(groups)))  # pyright: ignore[reportArgumentType]
             return state(scene, claim, form=int(rng.random() < 0.5), mode=rng.choice(_MODES[answer]))
 
@@ -218,7 +217,7 @@ def _reviews(rng: random.Random) -> tuple[str, str]:
         elif kind == 3:
             remarks.append(f"nobody {rng.choice(hate)[0]} it .")
         else:
-            remarks.append(f"{rng.choice(same)} means {rng.choice(same[:1])} .")
+            remarks.append(f"it was {rng.choice(ADVERBS)} {rng.choice(same)} .")
     return opinion(rng, _ALL, polarity), " ".join(remarks)
 
 

@@ -1,0 +1,33 @@
+"""A tiny encoder over the built-in world's words, and small files, so that whole runs take seconds."""
+
+import jax
+import pytest
+
+import kaprune_jax as kp
+from kaprune_jax.data.world import vocabulary, write_tokenizer
+from kaprune_jax.deploy.folder import load_tokenizer
+from kaprune_jax.models.bert import init_params
+from kaprune_jax.models.config import BertConfig
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A random encoder of two narrow layers."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokens = tmp_path_factory.mktemp("tokens")
+    write_tokenizer(tokens)
+    config = BertConfig(len(vocabulary()), 16, 2, 2, 32, 32, pooling="mean")
+    kp.save(folder, init_params(config, jax.random.key(0)), config, tokenizer=load_tokenizer(tokens))
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Own training and dev files of an easy task, as --train-file and --dev-file."""
+    good, bad = ("good", "great", "lovely", "perfect"), ("bad", "awful", "boring", "dull")
+    rows = [f"the {work} was {word} .\t{label}" for work in ("film", "song", "book", "show", "game", "meal")
+            for label, words in (("yes", good), ("no", bad)) for word in words]  # fmt: skip
+    train, dev = tmp_path / "train.tsv", tmp_path / "dev.tsv"
+    train.write_text("sentence\tlabel\n" + "\n".join(rows[:40]) + "\n", "utf-8")
+    dev.write_text("sentence\tlabel\n" + "\n".join(rows[40:]) + "\n", "utf-8")
+    return ["--train-file", str(train), "--dev-file", str(dev)]

@@ -1,0 +1,200 @@
+"""The main job from flags to files, on an encoder that is small enough for a test."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import kaprune_jax as kp
+from experiments import glue
+from kaprune_jax.train.loop import fit
+
+QUICK = ["--epochs", "6", "--teacher-epochs", "40", "--batch-size", "8", "--evaluations", "3", "--log-every", "5"]
+QUICK += ["--learning-rate", "3e-3", "--teacher-learning-rate", "3e-3", "--allow-weak-teacher"]
+
+
+@pytest.fixture
+def run(tiny, files, tmp_path):
+    """Runs the command on the tiny encoder; gives the exit code."""
+    return lambda *flags: glue.main(["--model", str(tiny), *files, "--out", str(tmp_path / "run"), *QUICK, *flags])
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def tree_of(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_run_folder_holds_what_is_promised(run, tmp_path, capsys):
+    assert run() == 0
+    folder = tmp_path / "run"
+    for name in ("config.json", "env.json", "metrics.jsonl", "result.json", "report.html", "ckpt", "model", "model-last"):
+        assert (folder / name).exists(), name
+    for name in ("config.json", "model.safetensors", "masks.safetensors", "tokenizer.json", "README.md"):
+        assert (folder / "model" / name).is_file(), name
+    result = json.loads((folder / "result.json").read_text())
+    for name in (
+        "task method pattern seed metric dense pruned last examples sparsity parameters bytes steps seconds "
+        "examples_per_second peak_memory_bytes compilations versions"
+    ).split():
+        assert name in result, name
+    assert result["compilations"] == len(result["batch_shapes"])
+    tensors = load_file(folder / "model" / "model.safetensors")
+    matrices = [tensor for name, tensor in tensors.items() if ".layer." in name and tensor.ndim == 2]
+    for matrix in matrices:
+        assert np.count_nonzero(matrix) == matrix.size * 5 // 100
+    total = sum(matrix.size for matrix in matrices)
+    zeros = sum(matrix.size - np.count_nonzero(matrix) for matrix in matrices)
+    assert result["sparsity"]["encoder"] == pytest.approx(zeros / total)
+    assert result["sparsity"]["all"] == pytest.approx(zeros / result["parameters"]["dense"])
+    model = kp.load(folder)
+    assert model.predict(["the film was good ."])[0].label in ("yes", "no")
+    records = lines(folder / "metrics.jsonl")
+    steps = [record["step"] for record in records if record["kind"] == "train"]
+    assert steps == sorted(set(steps))
+    assert records[-1]["kind"] == "eval"
+    assert records[-1]["step"] == result["steps"]
+    assert "dense" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["logits", "prune-finetuned", "prune-then-finetune"])
+def test_every_method_takes_the_same_steps_and_delivers_the_sparsity(run, tmp_path, method):
+    assert run("--method", method, "--pattern", "block-4x4", "--sparsity", "0.75") == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["steps"] == 30
+    assert result["sparsity"]["encoder"] == pytest.approx(0.75)
+    assert result["target_step"] == (1 if method == "prune-then-finetune" else 15)
+
+
+def test_several_methods_share_a_teacher_and_get_a_folder_each(run, tmp_path):
+    assert run("--method", "sparsebert,hard-labels", "--pattern", "2:4") == 0
+    assert tree_of(tmp_path / "run")[0] == "hard-labels"
+    results = [json.loads((tmp_path / "run" / name / "result.json").read_text()) for name in ("sparsebert", "hard-labels")]
+    assert results[0]["dense"] == results[1]["dense"]
+    assert {result["sparsity"]["encoder"] for result in results} == {0.5}
+    assert (tmp_path / "run" / "report.html").is_file()
+    terms = [set(lines(tmp_path / "run" / name / "metrics.jsonl")[0]["terms"]) for name in ("sparsebert", "hard-labels")]
+    assert terms == [{"embeddings", "hidden", "attention", "logits"}, {"labels"}]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(run, tiny, files, tmp_path):
+    def weights(name, seed):
+        flags = ["--model", str(tiny), *files, *QUICK, "--method", "dense", "--teacher-epochs", "2", "--seed", seed]
+        assert glue.main([*flags, "--out", str(tmp_path / name)]) == 0
+        return (tmp_path / name / "model-last" / "model.safetensors").read_bytes()
+
+    assert weights("a", "1") == weights("b", "1") != weights("c", "2")
+
+
+def test_interrupted_then_resumed_gives_the_same_bits(run, tiny, files, tmp_path, monkeypatch, capsys):
+    flags = ["--model", str(tiny), *files, *QUICK, "--method", "hard-labels"]
+    assert glue.main([*flags, "--out", str(tmp_path / "whole")]) == 0
+
+    def interrupted_fit(*arguments, **options):
+        if options["steps"] == 30:  # the pruning phase
+            steps = iter(range(100))
+            hooks = arguments_hooks(options, lambda: next(steps) == 17 and os.kill(os.getpid(), signal.SIGTERM))
+            return fit(*arguments, **{**options, "hooks": hooks})
+        return fit(*arguments, **options)
+
+    def arguments_hooks(options, also):
+        import dataclasses
+
+        old = options["hooks"]
+        return dataclasses.replace(old, should_stop=lambda: bool(also()) or old.should_stop())
+
+    monkeypatch.setattr("experiments.run.fit", interrupted_fit)
+    assert glue.main([*flags, "--out", str(tmp_path / "cut")]) == 143
+    said = capsys.readouterr().err
+    assert "to go on: python -m experiments.glue" in said
+    assert "--resume" in said
+    monkeypatch.setattr("experiments.run.fit", fit)
+    assert glue.main([*flags, "--out", str(tmp_path / "cut"), "--resume"]) == 0
+    for name in ("model", "model-last"):
+        one, two = ((tmp_path / run / name / "model.safetensors").read_bytes() for run in ("whole", "cut"))
+        assert one == two
+    whole, cut = (lines(tmp_path / run / "metrics.jsonl") for run in ("whole", "cut"))
+    assert [r for r in whole if r["kind"] == "eval"] == [r for r in cut if r["kind"] == "eval"]
+
+
+def test_a_given_teacher_is_used_and_a_foreign_one_refused(run, tiny, files, tmp_path, capsys):
+    base = ["--model", str(tiny), *files, *QUICK]
+    assert glue.main([*base, "--method", "dense", "--out", str(tmp_path / "t")]) == 0
+    assert run("--teacher", str(tmp_path / "t")) == 0
+    assert not (tmp_path / "run" / "teacher").exists()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["dense"] == json.loads((tmp_path / "t" / "result.json").read_text())["pruned"]
+    capsys.readouterr()
+    flags = ["--task", "micro-rte", "--model", str(tiny), "--teacher", str(tmp_path / "t"), "--out", str(tmp_path / "x")]
+    assert glue.main(flags) == 2
+    said = capsys.readouterr().err
+    assert "--teacher" in said
+    assert "predicts no, yes" in said
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_model_of_ours_starts_another_task_without_its_head(run, tiny, files, tmp_path, capsys):
+    assert run("--method", "dense", "--teacher-epochs", "1") == 0
+    capsys.readouterr()
+    flags = ["--task", "micro-nli", "--limit-train", "32", *QUICK, "--teacher-epochs", "1", "--method", "dense"]
+    assert glue.main([*flags, "--model", str(tmp_path / "run"), "--out", str(tmp_path / "next")]) == 0
+    assert "is dropped" in capsys.readouterr().out
+
+
+def test_a_wider_teacher_is_learned_from_through_a_projection(run, files, tiny, tmp_path, capsys):
+    config = kp.load(tiny).config.replace(hidden_size=24, num_attention_heads=3, num_hidden_layers=3)
+    from kaprune_jax.models.bert import init_params
+
+    kp.save(tmp_path / "wide", init_params(config, jax.random.key(1)), config, tokenizer=kp.load(tiny).tokenizer)
+    flags = ["--model", str(tmp_path / "wide"), *files, *QUICK, "--method", "dense", "--out", str(tmp_path / "t")]
+    assert glue.main(flags) == 0
+    assert run("--teacher", str(tmp_path / "t")) == 0
+    said = capsys.readouterr().out
+    assert "a projection is learned" in said
+    assert "different numbers of heads" in said
+    assert "projection" not in kp.load(tmp_path / "run").params
+
+
+def test_regression_on_own_files(tiny, tmp_path):
+    words = ("big", "small", "old", "new", "clean", "dirty")
+    rows = [f"the {word} house .\tit was {other} .\t{(i * 7 + j) % 9 / 2 + 0.25}" for i, word in enumerate(words) for j, other in enumerate(words)]
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("a\tb\tscore\n" + "\n".join(rows) + "\n")
+    flags = ["--train-file", str(tmp_path / "train.tsv"), "--dev-file", str(tmp_path / "dev.tsv"), "--text", "a,b"]
+    flags += ["--label", "score", "--model", str(tiny), *QUICK, "--out", str(tmp_path / "run"), "--pooling", "cls"]
+    assert glue.main(flags) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["metric"] == "pearson"
+    assert set(result["metrics"]) == {"pearson", "spearman"}
+
+
+def test_a_weak_teacher_is_refused(run, tiny, files, tmp_path, capsys):
+    flags = [flag for flag in QUICK if flag != "--allow-weak-teacher"] + ["--teacher-learning-rate", "1e-9"]
+    assert glue.main(["--model", str(tiny), *files, *flags, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "always answering the same gets" in said
+    assert "--allow-weak-teacher" in said
+
+
+def test_a_loss_that_is_not_finite_ends_with_code_3_and_names_the_checkpoint(run, tmp_path, capsys):
+    assert run("--method", "dense", "--teacher-learning-rate", "1e8", "--schedule", "constant") == 3
+    said = capsys.readouterr().err
+    assert "error: loss is" in said
+    named = Path(said.split("checkpoint is ")[1].split(" ")[0])
+    assert named.is_dir()
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_an_encoder_of_chance_is_not_needed_for_long_rows(tiny, tmp_path, files, capsys):
+    train = Path(files[1])
+    train.write_text(train.read_text().replace("the film was", "the film was " + "very " * 60), "utf-8")
+    assert glue.main(["--model", str(tiny), *files, *QUICK, "--method", "dense", "--out", str(tmp_path / "r")]) == 0
+    assert "truncated to 32 tokens: 8 of 40 training rows" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r" / "result.json").read_text())["truncated"] == {"train": 8, "dev": 0}
