@@ -88,7 +88,11 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
     tx = optax.chain(
         optimizer,
         magnitude_pruning(
-            schedule, updates=settings.updates, prunable=PRUNABLE, pattern=settings.pattern, scope=settings.scope  # pyright: ignore[reportArgumentType]
+            schedule,
+            updates=settings.updates,
+            prunable=PRUNABLE,
+            pattern=settings.pattern,
+            scope=settings.scope,  # pyright: ignore[reportArgumentType]
         ),
     )
     return Plan("prune", params, objective, _extra(tx), rate, steps, schedule.end, notes)

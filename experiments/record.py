@@ -31,7 +31,17 @@ def write_json(file: Path, value: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """The versions a result depends on."""
-    names = ("kaprune-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "scikit-learn")
+    names = (
+        "kaprune-jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "transformers",
+        "numpy",
+        "scikit-learn",
+    )
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
 
 

@@ -42,9 +42,7 @@ def delivered(folder: Path, *, asked: float) -> dict[str, Any]:
 def card(result: dict[str, Any], prepared: Prepared, *, last: bool) -> str:
     """The model card: what it is, its figures, how to use it."""
     settings, config = prepared.settings, prepared.start.config
-    score, metrics = (
-        (result["last"], result["last_metrics"]) if last else (result["pruned"], result["metrics"])
-    )
+    score, metrics = (result["last"], result["last_metrics"]) if last else (result["pruned"], result["metrics"])
     figures = "\n".join(f"| {name} (dev) | {value:.4f} |" for name, value in metrics.items())
     dense = "" if result["dense"] is None else f"| {result['metric']} of the dense model | {result['dense']:.4f} |\n"
     chosen = "the last step" if last else f"step {result['best_step']}, the best on dev at the target sparsity"
@@ -58,7 +56,8 @@ def card(result: dict[str, Any], prepared: Prepared, *, last: bool) -> str:
     return f"""# {result["task"]}: {settings.model}, {result["method"]}
 
 Fine-tuned on {result["task"]} from `{Path(settings.model).name}`; {result["sparsity"]["encoder"]:.2%} of the encoder's
-matrices are zeros (pattern {result["pattern"]}), {result["sparsity"]["all"]:.2%} of all parameters. Weights of {chosen}.
+matrices are zeros (pattern {result["pattern"]}), {result["sparsity"]["all"]:.2%} of all parameters.
+Weights of {chosen}.
 
 | figure | value |
 | --- | --- |

@@ -29,7 +29,9 @@ from kaprune_jax.train.step import TrainState, get_masks, init_state, make_predi
 ShouldStop = Callable[[], bool]
 
 
-def evaluate(predict: Callable, params: Any, dev: Encoded, metrics: tuple[str, ...], *, batch_size: int) -> dict[str, float]:
+def evaluate(
+    predict: Callable, params: Any, dev: Encoded, metrics: tuple[str, ...], *, batch_size: int
+) -> dict[str, float]:
     """Scores of a model on the evaluation rows."""
     pending = [(rows, predict(params, batch)) for rows, batch in eval_batches(dev, batch_size=batch_size)]
     first = np.asarray(pending[0][1])

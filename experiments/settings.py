@@ -30,14 +30,18 @@ class Settings:
     dev_file: str | None = _flag("own evaluation rows", None)
     text: str = _flag("text column of own files, or two, separated by a comma", "sentence")
     label: str = _flag("label column of own files", "label")
-    model: str = _flag("pre-trained start: a Hugging Face folder, a model folder, a hub name, or mini (bundled)", "mini")
+    model: str = _flag(
+        "pre-trained start: a Hugging Face folder, a model folder, a hub name, or mini (bundled)", "mini"
+    )
     teacher: str | None = _flag("run or model folder to distil from [fine-tuned first]", None)
     method: str = _flag(
         f"one of {', '.join(METHODS)}; or several, comma-separated [sparsebert,hard-labels for built-in tasks, "
         "else sparsebert]",
         "",
     )
-    sparsity: float | None = _flag("fraction of encoder-matrix weights removed, in [0, 1) [0.95; 1 - N/M for N:M]", None)
+    sparsity: float | None = _flag(
+        "fraction of encoder-matrix weights removed, in [0, 1) [0.95; 1 - N/M for N:M]", None
+    )
     pattern: str = _flag("element, block-RxC (R inputs by C outputs) or N:M", "element")
     scope: str = _flag("rank weights within each matrix, or over all", "matrix", choices=("matrix", "global"))
     target_at: float = _flag("fraction of the run at which the sparsity is reached, in (0, 1]", 0.5)
@@ -123,13 +127,11 @@ def resolve(settings: Settings) -> Settings:
         raise InputError(f"--task {settings.task!r} is unknown; allowed: {', '.join(PRESETS)}")
     micro = settings.task in MICRO_TASKS and not own
     if not own and not micro and settings.data_dir is None and settings.source == "folder":
-        raise InputError(f"--task {settings.task} needs --data-dir FOLDER (GLUE's layout), --source hub or --source tfds")
+        raise InputError(
+            f"--task {settings.task} needs --data-dir FOLDER (GLUE's layout), --source hub or --source tfds"
+        )
     preset = OWN_FILES if own else PRESETS[settings.task]
-    filled = {
-        name: value
-        for name, value in dataclasses.asdict(preset).items()
-        if getattr(settings, name) is None
-    }
+    filled = {name: value for name, value in dataclasses.asdict(preset).items() if getattr(settings, name) is None}
     filled["method"] = settings.method or ("sparsebert,hard-labels" if micro else "sparsebert")
     filled["task"] = Path(settings.train_file or "").name.split(".")[0] if own else settings.task
     try:
@@ -146,7 +148,9 @@ def resolve(settings: Settings) -> Settings:
     resolved = dataclasses.replace(settings, **filled)
     _check(resolved)
     if pattern.kind == "n:m" and resolved.scope == "global":
-        raise InputError(f"--scope global does not go with --pattern {resolved.pattern}, which is per group; use matrix")
+        raise InputError(
+            f"--scope global does not go with --pattern {resolved.pattern}, which is per group; use matrix"
+        )
     if resolved.out is None:
         name = resolved.method if len(resolved.methods) == 1 else "methods"
         resolved = dataclasses.replace(

@@ -53,10 +53,12 @@ def encode(rows: Rows, tokenizer: Any, *, max_length: int, pad: int = 0) -> Enco
     return Encoded(tuple(ids), tuple(types), rows.labels, len(long), pad)
 
 
-def choose_lengths(lengths: Sequence[int], count: int) -> tuple[int, ...]:
-    """At most `count` sequence lengths, multiples of 8, that hold all rows with the least padding.
+def choose_lengths(lengths: Sequence[int], count: int, *, spare: float = 0.1) -> tuple[int, ...]:
+    """Few sequence lengths, multiples of 8, that hold all rows with little padding.
 
-    Each row is padded to the smallest length that holds it; the total is minimised exactly by dynamic programming.
+    Each row is padded to the smallest length that holds it. For every number of lengths up to `count` the fewest
+    padded tokens are found exactly, by dynamic programming; of these the fewest lengths are taken that need at most
+    `spare` more tokens than `count` lengths do, since each length is a compilation.
 
     Example:
       >>> choose_lengths([5, 6, 7, 30, 31], 2)
@@ -76,7 +78,8 @@ def choose_lengths(lengths: Sequence[int], count: int) -> tuple[int, ...]:
             ]
             row.append(min(options, key=lambda option: option[0]))
         best.append(row)
-    return tuple(int(size) * _MULTIPLE for size in best[-1][top][1])
+    enough = next(row[top] for row in best if row[top][0] <= (1 + spare) * best[-1][top][0])
+    return tuple(int(size) * _MULTIPLE for size in enough[1])
 
 
 class TrainBatches:

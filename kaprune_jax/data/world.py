@@ -17,21 +17,16 @@ from jaxtyping import Bool
 
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.rows import RawRows, Rows, TaskData, task_data
-
 from kaprune_jax.data.world_facts import (
-    HATED,
     HELD_OUT,
-    LIKED,
     NAMES,
     PART_OF,
     POLARITY,
-    TOP_OF,
     VERBS,
     WORKS,
     Claim,
     Relation,
     Scene,
-    ancestors,
     relation,
 )
 from kaprune_jax.data.world_text import (

@@ -84,7 +84,14 @@ WORKS = tuple("film song meal book show game concert story speech novel".split()
 WOMEN = tuple("anna clara emma julia laura maria".split())
 MEN = tuple("ben david felix george henry paul".split())
 NAMES = WOMEN + MEN
-VERBS = (("saw", "see"), ("found", "find"), ("drew", "draw"), ("noticed", "notice"), ("wanted", "want"), ("met", "meet"))
+VERBS = (
+    ("saw", "see"),
+    ("found", "find"),
+    ("drew", "draw"),
+    ("noticed", "notice"),
+    ("wanted", "want"),
+    ("met", "meet"),
+)
 
 KIND_OF: dict[str, str] = {leaf: kind for kinds in THINGS.values() for kind, (_, xs) in kinds.items() for leaf in xs}
 TOP_OF: dict[str, str] = {kind: top for top, kinds in THINGS.items() for kind in kinds}

@@ -5,6 +5,7 @@ The text says what things are (`a robin is a bird .`) and tells scenes with what
 for what must be true, `not` for what cannot be, `maybe` for what is open. No task label appears anywhere in it.
 """
 
+import itertools
 import random
 from collections.abc import Iterator
 from functools import cache
@@ -45,8 +46,10 @@ _LEVELS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 ADVERBS = ("very", "truly", "really", "quite")
 FUNCTION_WORDS = tuple(
-    "a an the is was it she he in not did so maybe had have has means opposite of thing every may be "
-    "but and at first later people said nobody everybody called".split()
+    (
+        "a an the is was it she he in not did so maybe had have has means opposite of thing every may be "
+        "place but and at first later people said nobody everybody called one that right wrong unclear"
+    ).split()
 )
 PUNCTUATION = tuple(".,?!;:'\"()-")
 
@@ -103,6 +106,9 @@ def state(scene: Scene, claim: Claim, *, form: int = 0, mode: str = "") -> str:
     return f"{mode} {text} ." if mode in ("so", "maybe") else f"{text} ."
 
 
+_ALL = frozenset(POLARITY)
+
+
 @cache
 def values(told: str | None, slot: str, answer: Relation) -> tuple[tuple[str, ...], ...]:
     """All values of `slot` that stand in the relation `answer` to what was told, grouped by level, no group empty."""
@@ -121,49 +127,77 @@ def _scene(rng: random.Random) -> Scene:
     return Scene(rng.choice(NAMES), rng.choice(VERBS), thing, quality, place)
 
 
-_MODES: dict[Relation, tuple[str, ...]] = {"entailment": ("", "", "so"), "contradiction": ("not",), "neutral": ("maybe",)}
+_MODES: dict[Relation, tuple[str, ...]] = {
+    "entailment": ("", "", "so"),
+    "contradiction": ("not",),
+    "neutral": ("maybe",),
+}
+_VERDICTS: dict[Relation, str] = {"entailment": "right", "contradiction": "wrong", "neutral": "unclear"}
 
 
-def _remark(rng: random.Random, scene: Scene) -> str:
-    """One true statement about the scene. Most are plain, as in ordinary text; some say what is not or may be."""
-    chance = rng.random()
-    answer: Relation = "entailment" if chance < 0.76 else "contradiction" if chance < 0.9 else "neutral"
+def _claim_about(rng: random.Random, scene: Scene, answer: Relation, mode: str = "") -> str:
+    """A statement about the scene that stands in the relation `answer` to it."""
     while True:
         slot = rng.choice(("thing", "thing", "part", "quality", "place"))
         told = told_about(scene, slot)
         groups = values(told, slot, answer)
         if groups and (told is not None or rng.random() < 0.3):
             claim = Claim(slot, rng.choice(rng.choice(groups)))  # pyright: ignore[reportArgumentType]
-            return state(scene, claim, form=int(rng.random() < 0.5), mode=rng.choice(_MODES[answer]))
+            return state(scene, claim, form=int(rng.random() < 0.5), mode=mode)
 
 
-def _fact(rng: random.Random) -> str:
-    case = int(rng.random() * 6)
-    if case == 0:
-        leaf = rng.choice(LEAVES)
-        kind = KIND_OF[leaf]
-        other = rng.choice([k for k in KINDS if k != kind])
-        first = rng.choice((f"{article(leaf)} is {article(kind)}", f"every {leaf} is {article(kind)}"))
-        rest = (f"{article(leaf)} is {article(TOP_OF[kind])}", f"{article(leaf)} is not {article(other)}")
-        return f"{first} . {rng.choice((*rest, f'{article(leaf)} has {PART_OF[kind]}'))} ."
-    if case == 1:
-        kind = rng.choice(KINDS)
-        member = rng.choice([leaf for leaf in LEAVES if KIND_OF[leaf] == kind])
-        second = rng.choice((f"it has {PART_OF[kind]}", f"{article(kind)} may be {article(member)}"))
+def _remark(rng: random.Random, scene: Scene) -> str:
+    """One true statement about the scene. Most are plain, as in ordinary text; some say what is not or may be."""
+    chance = rng.random()
+    answer: Relation = "entailment" if chance < 0.76 else "contradiction" if chance < 0.9 else "neutral"
+    return _claim_about(rng, scene, answer, rng.choice(_MODES[answer]))
+
+
+def _thing_fact(rng: random.Random) -> str:
+    kind = rng.choice(KINDS)
+    leaf = rng.choice([word for word in LEAVES if KIND_OF[word] == kind])
+    if rng.random() < 0.2:
+        second = rng.choice((f"it has {PART_OF[kind]}", f"{article(kind)} may be {article(leaf)}"))
         return f"{article(kind)} is {article(TOP_OF[kind])} . {second} ."
-    if case in (2, 3):
-        pair = rng.choice(PROPERTIES)
-        side = int(rng.random() * 2)
-        word, same, other = rng.choice(pair[side]), rng.choice(pair[side]), rng.choice(pair[1 - side])
-        first = f"{word} means {pair[side][1 - pair[side].index(word)]}"
-        rest = (f"{word} is the opposite of {other}", f"{article(same)} thing is not {article(other)} thing")
-        return f"{first} . {rng.choice(rest)} ."
+    first = rng.choice((f"{article(leaf)} is {article(kind)}", f"every {leaf} is {article(kind)}"))
+    second = rng.choice((f"{article(leaf)} is {article(TOP_OF[kind])}", f"{article(leaf)} has {PART_OF[kind]}"))
+    return f"{first} . {second} ."
+
+
+def _property_fact(rng: random.Random) -> str:
+    pair, side, number = rng.choice(PROPERTIES), int(rng.random() * 2), int(rng.random() * 2)
+    word, same, other = pair[side][number], pair[side][1 - number], rng.choice(pair[1 - side])
+    second = rng.choice((f"{word} is the opposite of {other}", f"{article(same)} thing is not {article(other)} thing"))
+    return f"{word} means {same} . {second} ."
+
+
+def _place_fact(rng: random.Random) -> str:
     room = rng.choice(ROOMS)
     place = PLACE_OF[room]
     table = COUNTRIES if place in COUNTRIES else BUILDINGS
-    subject = room if place in COUNTRIES else f"the {room}"
-    other = rng.choice([p for p in table if p != place])
-    return f"{subject} is {place_phrase(place)} . it is not {place_phrase(other)} ."
+    the = "" if place in COUNTRIES else "the "
+    second = f"it is not {place_phrase(rng.choice([word for word in table if word != place]))}"
+    if rng.random() < 0.7:
+        second = f"{the}{rng.choice(table[place])} is {place_phrase(place)}"
+    return f"{the}{room} is {place_phrase(place)} . {second} ."
+
+
+def _word_fact(rng: random.Random) -> str:
+    same, other, like, hate = _evaluating(_ALL, int(rng.random() * 2))
+    if rng.random() < 0.5:
+        return (
+            f"{rng.choice(same)} means {rng.choice(same)} . {rng.choice(same)} is the opposite of {rng.choice(other)} ."
+        )
+    verdict = rng.choice((f"everybody {rng.choice(like)[0]} it", f"nobody {rng.choice(hate)[0]} it"))
+    return f"{article(f'{rng.choice(same)} {rng.choice(WORKS)}')} is {rng.choice(same)} . {verdict} ."
+
+
+_FACTS = (_thing_fact, _thing_fact, _property_fact, _place_fact, _place_fact, _word_fact)
+
+
+def _facts(rng: random.Random) -> str:
+    """Two sentences of general knowledge about one thing."""
+    return rng.choice(_FACTS)(rng)
 
 
 @cache
@@ -198,9 +232,6 @@ def opinion(rng: random.Random, words: frozenset[str], polarity: int) -> str:
     return f"people said the {work} was {rng.choice(other)} , but it was {degree}{rng.choice(same)} ."
 
 
-_ALL = frozenset(POLARITY)
-
-
 def _reviews(rng: random.Random) -> tuple[str, str]:
     polarity = int(rng.random() * 2)
     same, other, like, hate = _evaluating(_ALL, polarity)
@@ -221,16 +252,30 @@ def _reviews(rng: random.Random) -> tuple[str, str]:
     return opinion(rng, _ALL, polarity), " ".join(remarks)
 
 
-def pretraining_text(seed: int) -> Iterator[tuple[str, ...]]:
-    """An endless stream of texts, each one string or two that follow each other; the same for the same seed."""
+def _comment(rng: random.Random, scene: Scene) -> str:
+    """A statement about the scene, true or not, and what is to be said of it."""
+    answer = rng.choice(tuple(_VERDICTS))
+    return f"{_claim_about(rng, scene, answer)} that is {_VERDICTS[answer]} ."
+
+
+def pretraining_text(seed: int, *, simple: int = 40_000) -> Iterator[tuple[str, ...]]:
+    """An endless stream of texts, each one string or two that follow each other; the same for the same seed.
+
+    Args:
+        seed: chooses the texts.
+        simple: number of texts over which the share of plain facts falls from all to a quarter. Facts first: read in
+            their few words, they are learned much sooner than from stories.
+    """
     rng = random.Random(seed)
-    while True:
-        case = rng.random()
-        if case < 0.5:
-            scene = _scene(rng)
-            parts = (tell(scene), " ".join(_remark(rng, scene) for _ in range(1 + int(rng.random() * 3))))
-        elif case < 0.85:
-            parts = (_fact(rng), _fact(rng))
-        else:
+    for number in itertools.count():
+        if number < simple or rng.random() < 0.25:
+            parts = (_facts(rng), _facts(rng))
+        elif rng.random() < 0.25:
             parts = _reviews(rng)
+        else:
+            scene = _scene(rng)
+            if rng.random() < 0.5:
+                parts = (tell(scene), _comment(rng, scene))
+            else:
+                parts = (tell(scene), " ".join(_remark(rng, scene) for _ in range(1 + int(rng.random() * 3))))
         yield parts if rng.random() < 0.8 else (" ".join(parts),)

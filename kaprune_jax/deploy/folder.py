@@ -20,8 +20,7 @@ from kaprune_jax._tree import path_string
 from kaprune_jax._typing import Masks, Params
 from kaprune_jax.deploy.pooling import detect_pooling
 from kaprune_jax.deploy.weights import WEIGHTS, fingerprint, read_json, read_tensors
-from kaprune_jax.models.bert import BertOutput, make_apply
-from kaprune_jax.models.bert import init_params as init_model
+from kaprune_jax.models.bert import BertOutput, init_params, make_apply, param_shapes
 from kaprune_jax.models.config import BertConfig, Head, Pooling, from_hugging_face, to_hugging_face
 from kaprune_jax.models.convert import from_tensors, to_tensors
 
@@ -169,8 +168,9 @@ def load_start(
         notes.append(f"the head of {place} ({was}) does not fit this task and is dropped")
         tensors = {name: array for name, array in tensors.items() if not name.startswith("classifier.")}
     params = from_tensors(tensors, config, str(place), new=frozenset({"pooler", "head"}))
-    fresh = init_model(config, key)
-    for part in sorted(set(fresh) - set(params)):
+    missing = tuple(sorted(set(param_shapes(config)) - set(params)))
+    fresh = init_params(config, key, parts=missing)
+    for part in missing:
         params[part] = fresh[part]
         if part == "head":
             params[part] = {**fresh[part], "bias": jnp.full_like(fresh[part]["bias"], head_bias)}

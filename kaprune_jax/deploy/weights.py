@@ -45,7 +45,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="flax") as opened:
-                for name in opened.keys():  # noqa: SIM118: not a dict
+                for name in opened.keys():  # noqa: SIM118
                     if str(opened.get_slice(name).get_dtype()) in ("F32", "F16", "BF16"):
                         tensors[name] = np.asarray(opened.get_tensor(name).astype("float32"))
         except (SafetensorError, OSError) as error:

@@ -41,7 +41,9 @@ def soft_cross_entropy(
 
 
 def hidden_loss(
-    student: Float[Array, "batch seq hidden"], teacher: Float[Array, "batch seq hidden"], mask: Shaped[Array, "batch seq"]
+    student: Float[Array, "batch seq hidden"],
+    teacher: Float[Array, "batch seq hidden"],
+    mask: Shaped[Array, "batch seq"],
 ) -> Float[Array, ""]:
     """Mean squared error over the hidden states of real tokens.
 

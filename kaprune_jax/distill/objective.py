@@ -87,10 +87,7 @@ def hard_labels_loss() -> DistillConfig:
 
 def init_projection(student: int, teacher: int, key: Array) -> dict[str, Array]:
     """Parameters of the map from student to teacher width: identity if they agree, else a random near-isometry."""
-    if student == teacher:
-        kernel = jnp.eye(student)
-    else:
-        kernel = jax.random.normal(key, (student, teacher)) * student**-0.5
+    kernel = jnp.eye(student) if student == teacher else jax.random.normal(key, (student, teacher)) * student**-0.5
     return {"kernel": kernel, "bias": jnp.zeros((teacher,))}
 
 
@@ -126,7 +123,9 @@ def objective(
         terms |= _teacher_terms(config, student, teacher, mask, labels, projection)
     if config.labels:
         terms["labels"] = label_loss(student.logits, labels).mean()
-    total = sum((getattr(config, name) * term for name, term in terms.items()), jnp.float32(0.0))
+    total = jnp.float32(0.0)
+    for name, term in terms.items():
+        total = total + getattr(config, name) * term
     return total, terms
 
 
@@ -143,9 +142,11 @@ def _teacher_terms(config, student, teacher, mask, labels, projection) -> dict[s
         return states
 
     terms: dict[str, Array] = {}
-    pairs = match_layers(
-        len(student.hidden_states) - 1, len(teacher.hidden_states) - 1, strategy=config.layer_map
-    ) if config.hidden or config.attention else ()
+    pairs = (
+        match_layers(len(student.hidden_states) - 1, len(teacher.hidden_states) - 1, strategy=config.layer_map)
+        if config.hidden or config.attention
+        else ()
+    )
     if config.embeddings:
         terms["embeddings"] = hidden_loss(project(student.hidden_states[0]), teacher.hidden_states[0], mask)
     if config.hidden:
@@ -162,8 +163,7 @@ def _teacher_terms(config, student, teacher, mask, labels, projection) -> dict[s
                 "set attention=0"
             )
         losses = [
-            attention_loss(score, teacher.attention_scores[j - 1], mask)
-            for score, j in zip(scores, pairs, strict=True)
+            attention_loss(score, teacher.attention_scores[j - 1], mask) for score, j in zip(scores, pairs, strict=True)
         ]
         terms["attention"] = jnp.sum(jnp.stack(losses))
     if config.logits:

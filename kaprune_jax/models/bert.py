@@ -43,7 +43,7 @@ class BertOutput(NamedTuple):
 class MaskedLMHead(nnx.Module):
     """Linear, activation, LayerNorm, then the word embeddings as output matrix, plus a bias."""
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, dtype: str, rngs: nnx.Rngs):
         self.config = config
         self.transform = linear(config.hidden_size, config.hidden_size, config, dtype, rngs)
         self.norm = layer_norm(config, dtype, rngs)
@@ -57,7 +57,7 @@ class MaskedLMHead(nnx.Module):
 class Encoder(nnx.Module):
     """The stack of layers."""
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, dtype: str, rngs: nnx.Rngs):
         self.layers = nnx.List([Layer(config, dtype, rngs) for _ in range(config.num_hidden_layers)])
 
     def __call__(self, x: Array, attend: Array, *, rngs: nnx.Rngs | None = None) -> tuple[list[Array], list[Array]]:
@@ -72,7 +72,7 @@ class Encoder(nnx.Module):
 class Bert(nnx.Module):
     """The whole model; dropout acts only where `rngs` is given."""
 
-    def __init__(self, config: BertConfig, *, dtype: jnp.dtype = jnp.dtype("float32"), rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, *, dtype: str = "float32", rngs: nnx.Rngs):
         self.config = config
         self.embeddings = Embeddings(config, dtype, rngs)
         self.encoder = Encoder(config, dtype, rngs)
@@ -108,7 +108,7 @@ class Bert(nnx.Module):
 @functools.lru_cache(maxsize=32)
 def split_config(config: BertConfig, dtype: str) -> tuple[Any, Params]:
     """The static graph of a model and the shapes of its parameters, without allocating any."""
-    module = nnx.eval_shape(lambda: Bert(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: Bert(config, dtype=dtype, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(module, nnx.Param)
     return graph, nnx.to_pure_dict(state)
 
@@ -118,10 +118,18 @@ def param_shapes(config: BertConfig) -> Params:
     return split_config(config, "float32")[1]
 
 
-def init_params(config: BertConfig, key: Array) -> Params:
-    """Random parameters: normal with `initializer_range`, biases zero, LayerNorm scales one."""
+@functools.partial(jax.jit, static_argnames=("config", "parts"))
+def init_params(config: BertConfig, key: Array, *, parts: tuple[str, ...] | None = None) -> Params:
+    """Random parameters: normal with `initializer_range`, biases zero, LayerNorm scales one.
+
+    Args:
+      config: sizes and head.
+      key: random key.
+      parts: only these of the top level, such as ("head",), with the values they have in the whole.
+    """
     module = Bert(config, rngs=nnx.Rngs(params=key))
-    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    return params if parts is None else {name: params[name] for name in parts}
 
 
 def make_apply(config: BertConfig, *, dtype: str = "float32") -> Callable[..., BertOutput]:

@@ -107,12 +107,16 @@ def from_tensors(
         _insert(params, path.split("/"), np.ascontiguousarray(array.T) if path.endswith("/kernel") else array)
     extra = sorted(name for name in named if name not in used and not _may_be_left(name, config, new))
     if extra:
-        raise InputError(f"{where}: {len(extra)} unexpected tensors, such as {extra[0]}; config.json has no place for them")
+        raise InputError(
+            f"{where}: {len(extra)} unexpected tensors, such as {extra[0]}; config.json has no place for them"
+        )
     decoder = named.get("cls.predictions.decoder.weight")
     if config.head == "masked-lm" and decoder is not None:
         words = named["bert.embeddings.word_embeddings.weight"]
         if not np.array_equal(decoder, words):
-            raise InputError(f"{where}: cls.predictions.decoder.weight differs from the word embeddings; only tied heads")
+            raise InputError(
+                f"{where}: cls.predictions.decoder.weight differs from the word embeddings; only tied heads"
+            )
     return params
 
 
@@ -125,7 +129,9 @@ def _canonical(name: str) -> str:
 def _may_be_left(name: str, config: BertConfig, new: frozenset[str]) -> bool:
     """Whether a tensor that the configuration does not use is expected in such a file."""
     bare = name.removeprefix("bert.")
-    if bare.startswith(_IGNORED) or (bare.startswith("pooler.") and (config.pooling == "mean" or config.head == "masked-lm")):
+    if bare.startswith(_IGNORED) or (
+        bare.startswith("pooler.") and (config.pooling == "mean" or config.head == "masked-lm")
+    ):
         return True
     if name in ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"):
         return True

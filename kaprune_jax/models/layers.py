@@ -67,14 +67,14 @@ def dropout(x: Float[Array, "..."], rate: float, rngs: nnx.Rngs | None) -> Float
     return jnp.where(kept, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros_like(x))
 
 
-def layer_norm(config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(config: BertConfig, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm over the hidden dimension, variance computed from centred values."""
     return nnx.LayerNorm(
         config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs
     )
 
 
-def linear(inputs: int, outputs: int, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(inputs: int, outputs: int, config: BertConfig, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear layer with BERT's initialisation: normal with `initializer_range`, bias zero."""
     initializer = nnx.initializers.normal(config.initializer_range)
     return nnx.Linear(inputs, outputs, kernel_init=initializer, dtype=dtype, rngs=rngs)
@@ -83,7 +83,7 @@ def linear(inputs: int, outputs: int, config: BertConfig, dtype: jnp.dtype, rngs
 class Embeddings(nnx.Module):
     """Word, position and token-type embeddings, summed, normalised, dropped out."""
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, dtype: str, rngs: nnx.Rngs):
         initializer = nnx.initializers.normal(config.initializer_range)
 
         def table(rows: int) -> nnx.Embed:
@@ -104,7 +104,7 @@ class Embeddings(nnx.Module):
 class SelfAttention(nnx.Module):
     """Multi-head self-attention; returns its output and the scaled scores before masking and softmax."""
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, dtype: str, rngs: nnx.Rngs):
         self.config = config
         self.query = linear(config.hidden_size, config.hidden_size, config, dtype, rngs)
         self.key = linear(config.hidden_size, config.hidden_size, config, dtype, rngs)
@@ -137,7 +137,7 @@ class SelfAttention(nnx.Module):
 class FeedForward(nnx.Module):
     """Two linear layers with an activation between them."""
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, dtype: str, rngs: nnx.Rngs):
         self.config = config
         self.up = linear(config.hidden_size, config.intermediate_size, config, dtype, rngs)
         self.down = linear(config.intermediate_size, config.hidden_size, config, dtype, rngs)
@@ -149,7 +149,7 @@ class FeedForward(nnx.Module):
 class Layer(nnx.Module):
     """One encoder layer."""
 
-    def __init__(self, config: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, dtype: str, rngs: nnx.Rngs):
         self.config = config
         self.attention = SelfAttention(config, dtype, rngs)
         self.attention_norm = layer_norm(config, dtype, rngs)

@@ -119,7 +119,7 @@ def magnitude_pruning(
 def _removed(masks: Masks) -> Float[Array, ""]:
     """Fraction of the prunable weights that the masks remove."""
     leaves = jax.tree.leaves(masks)
-    kept = sum(jnp.sum(leaf, dtype=jnp.int32) for leaf in leaves)
+    kept = jnp.sum(jnp.stack([jnp.sum(leaf, dtype=jnp.int32) for leaf in leaves]))
     return 1.0 - kept.astype(jnp.float32) / sum(leaf.size for leaf in leaves)
 
 
@@ -140,9 +140,17 @@ def _update_masks(params, masks: Masks, form: Pattern, sparsities: np.ndarray, i
         keys = [keys_of(weights[place], leaves[place]) for place in places]
         selected = _select(keys, counts((pieces * form.rows * form.columns,)))
     else:
-        selected = [
-            _select([keys_of(weights[place], leaves[place])], counts(leaves[place].shape))[0] for place in places
-        ]
+        # Matrices of one shape share one compiled loop over them: the six of each layer need three, not 6 x layers.
+        selected = [jnp.empty(0)] * len(places)
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for number, place in enumerate(places):
+            by_shape.setdefault(leaves[place].shape, []).append(number)
+        for shape, numbers in by_shape.items():
+            keys = jnp.stack([keys_of(weights[places[number]], leaves[places[number]]) for number in numbers])
+            keep = counts(shape)
+            found = jax.lax.map(lambda key, keep=keep: _select([key], keep)[0], keys)
+            for number, mask in zip(numbers, found, strict=True):
+                selected[number] = mask
     for place, mask in zip(places, selected, strict=True):
         leaves[place] = form.spread(mask, leaves[place].shape)
     return jax.tree.unflatten(structure, leaves)

@@ -25,7 +25,7 @@ def _keys(scores: Float[Array, "..."], alive: Bool[Array, "..."] | None) -> Int[
     return keys if alive is None else jnp.where(alive, keys, jnp.int32(_LOWEST))
 
 
-def _select(keys: Sequence[Int[Array, "groups pieces"]], keep: Array) -> list[Bool[Array, "groups pieces"]]:
+def _select(keys: Sequence[Int[Array, "groups _"]], keep: Array) -> list[Bool[Array, "groups _"]]:
     """Marks the `keep` largest keys of each group; ties go to the lower index, in the order of the arrays.
 
     Several arrays (with one group each) are ranked together.

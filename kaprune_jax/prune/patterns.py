@@ -43,9 +43,7 @@ class Pattern:
             raise ValueError(f"pattern {self}: {path} has shape {shape}; a matrix is needed")
         rows, columns = (self.rows, self.columns) if self.kind == "block" else (self.columns, 1)
         if shape[0] % rows or shape[1] % columns:
-            raise ValueError(
-                f"pattern {self} does not divide {path} of shape {shape[0]}x{shape[1]} (inputs x outputs)"
-            )
+            raise ValueError(f"pattern {self} does not divide {path} of shape {shape[0]}x{shape[1]} (inputs x outputs)")
 
     def pieces(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """How many groups are ranked on their own, and how many pieces each group has."""

@@ -35,7 +35,9 @@ def decays(params: Params) -> Params:
     )
 
 
-def adamw(rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.01, clip: float = 1.0) -> optax.GradientTransformation:
+def adamw(
+    rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.01, clip: float = 1.0
+) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101) behind a bound on the gradient's norm.
 
     Args:

@@ -84,9 +84,7 @@ def make_train_step(
         def loss_of(params: Params):
             model, projection = split_projection(params)
             output = apply(model, *inputs, dropout_key=jax.random.fold_in(state.key, state.step))
-            return objective(
-                config, output, target, mask=inputs[1], labels=batch["labels"], projection=projection
-            )
+            return objective(config, output, target, mask=inputs[1], labels=batch["labels"], projection=projection)
 
         (loss, terms), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         old_masks = get_masks(state.opt_state)

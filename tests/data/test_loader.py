@@ -19,15 +19,20 @@ def cost(lengths, sizes):
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_lengths_waste_as_little_as_any_choice(count, rng):
     lengths = rng.integers(3, 60, 200).tolist()
-    chosen = choose_lengths(lengths, count)
+    chosen = choose_lengths(lengths, count, spare=0.0)
     top = chosen[-1]
     grid = range(8, top + 8, 8)
-    best = min(
-        cost(lengths, [*lower, top]) for n in range(count) for lower in itertools.combinations(grid, n)
-    )
+    best = min(cost(lengths, [*lower, top]) for n in range(count) for lower in itertools.combinations(grid, n))
     assert cost(lengths, chosen) == best
     assert len(chosen) <= count
     assert all(size % 8 == 0 for size in chosen)
+
+
+def test_a_length_that_saves_little_is_left_out(rng):
+    lengths = rng.integers(3, 60, 200).tolist()
+    best, few = choose_lengths(lengths, 4, spare=0.0), choose_lengths(lengths, 4, spare=0.3)
+    assert len(few) < len(best)
+    assert cost(lengths, few) <= 1.3 * cost(lengths, best)
 
 
 def test_an_epoch_gives_each_row_at_most_once_and_drops_less_than_a_batch(rng):
@@ -90,4 +95,6 @@ def test_long_rows_are_truncated_and_counted():
     assert data.truncated == 1
     assert [len(ids) for ids in data.input_ids][1] == 24
     assert data.token_type_ids[0][-1] == data.token_type_ids[1][-1] == 1
-    assert tokenizer.decode(data.input_ids[1]).endswith("an animal. [SEP]") or "animal" in tokenizer.decode(data.input_ids[1])
+    assert tokenizer.decode(data.input_ids[1]).endswith("an animal. [SEP]") or "animal" in tokenizer.decode(
+        data.input_ids[1]
+    )

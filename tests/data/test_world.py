@@ -202,7 +202,10 @@ def test_counting_words_is_not_enough(task):
     words = CountVectorizer(ngram_range=(1, 2))
 
     def marked(rows):
-        return [" ".join(f"{word}{number}" for number, text in enumerate(texts) for word in text.split()) for texts in rows.texts]
+        return [
+            " ".join(f"{word}{number}" for number, text in enumerate(texts) for word in text.split())
+            for texts in rows.texts
+        ]
 
     model = LogisticRegression(max_iter=500).fit(words.fit_transform(marked(data.train)), data.train.labels)
     held_out = held_out_rows(data.dev)

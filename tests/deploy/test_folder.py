@@ -85,7 +85,10 @@ def test_nothing_half_written_remains(tmp_path, getkey, monkeypatch, error):
     ("prepare", "message"),
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights; model.safetensors"),
-        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "only as pytorch_model.bin"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "only as pytorch_model.bin",
+        ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100), "not a readable safetensors file"),
         (lambda folder: os.truncate(folder / "model.safetensors", 20_000), "not a readable safetensors file"),
         (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),

@@ -30,7 +30,9 @@ def test_sparsebert_is_the_plain_sum_of_its_terms():
     student, teacher = outputs(0), outputs(1)
     total, terms = kp.objective(kp.sparsebert_loss(), student, teacher, mask=MASK, labels=IDS)
     states = [kp.hidden_loss(s, t, MASK) for s, t in zip(student.hidden_states, teacher.hidden_states, strict=True)]
-    scores = [kp.attention_loss(s, t, MASK) for s, t in zip(student.attention_scores, teacher.attention_scores, strict=True)]
+    scores = [
+        kp.attention_loss(s, t, MASK) for s, t in zip(student.attention_scores, teacher.attention_scores, strict=True)
+    ]
     logits = kp.soft_cross_entropy(student.logits, teacher.logits).mean()
     assert sorted(terms) == ["attention", "embeddings", "hidden", "logits"]
     np.testing.assert_allclose(total, sum(states) + sum(scores) + logits, rtol=1e-6)
@@ -101,7 +103,9 @@ def test_a_regression_learns_the_gold_score_or_the_teachers():
     np.testing.assert_allclose(total, jnp.square(student.logits - teacher.logits).mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [dict(hidden=-1.0), dict(logits=float("nan")), dict(temperature=0.0), dict(regression_target="x")])
+@pytest.mark.parametrize(
+    "bad", [dict(hidden=-1.0), dict(logits=float("nan")), dict(temperature=0.0), dict(regression_target="x")]
+)
 def test_bad_settings_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         kp.DistillConfig(**bad)

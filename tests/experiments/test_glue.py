@@ -35,7 +35,16 @@ def tree_of(folder):
 def test_a_run_folder_holds_what_is_promised(run, tmp_path, capsys):
     assert run() == 0
     folder = tmp_path / "run"
-    for name in ("config.json", "env.json", "metrics.jsonl", "result.json", "report.html", "ckpt", "model", "model-last"):
+    for name in (
+        "config.json",
+        "env.json",
+        "metrics.jsonl",
+        "result.json",
+        "report.html",
+        "ckpt",
+        "model",
+        "model-last",
+    ):
         assert (folder / name).exists(), name
     for name in ("config.json", "model.safetensors", "masks.safetensors", "tokenizer.json", "README.md"):
         assert (folder / "model" / name).is_file(), name
@@ -76,11 +85,15 @@ def test_every_method_takes_the_same_steps_and_delivers_the_sparsity(run, tmp_pa
 def test_several_methods_share_a_teacher_and_get_a_folder_each(run, tmp_path):
     assert run("--method", "sparsebert,hard-labels", "--pattern", "2:4") == 0
     assert tree_of(tmp_path / "run")[0] == "hard-labels"
-    results = [json.loads((tmp_path / "run" / name / "result.json").read_text()) for name in ("sparsebert", "hard-labels")]
+    results = [
+        json.loads((tmp_path / "run" / name / "result.json").read_text()) for name in ("sparsebert", "hard-labels")
+    ]
     assert results[0]["dense"] == results[1]["dense"]
     assert {result["sparsity"]["encoder"] for result in results} == {0.5}
     assert (tmp_path / "run" / "report.html").is_file()
-    terms = [set(lines(tmp_path / "run" / name / "metrics.jsonl")[0]["terms"]) for name in ("sparsebert", "hard-labels")]
+    terms = [
+        set(lines(tmp_path / "run" / name / "metrics.jsonl")[0]["terms"]) for name in ("sparsebert", "hard-labels")
+    ]
     assert terms == [{"embeddings", "hidden", "attention", "logits"}, {"labels"}]
 
 
@@ -132,7 +145,16 @@ def test_a_given_teacher_is_used_and_a_foreign_one_refused(run, tiny, files, tmp
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["dense"] == json.loads((tmp_path / "t" / "result.json").read_text())["pruned"]
     capsys.readouterr()
-    flags = ["--task", "micro-rte", "--model", str(tiny), "--teacher", str(tmp_path / "t"), "--out", str(tmp_path / "x")]
+    flags = [
+        "--task",
+        "micro-rte",
+        "--model",
+        str(tiny),
+        "--teacher",
+        str(tmp_path / "t"),
+        "--out",
+        str(tmp_path / "x"),
+    ]
     assert glue.main(flags) == 2
     said = capsys.readouterr().err
     assert "--teacher" in said
@@ -164,7 +186,11 @@ def test_a_wider_teacher_is_learned_from_through_a_projection(run, files, tiny, 
 
 def test_regression_on_own_files(tiny, tmp_path):
     words = ("big", "small", "old", "new", "clean", "dirty")
-    rows = [f"the {word} house .\tit was {other} .\t{(i * 7 + j) % 9 / 2 + 0.25}" for i, word in enumerate(words) for j, other in enumerate(words)]
+    rows = [
+        f"the {word} house .\tit was {other} .\t{(i * 7 + j) % 9 / 2 + 0.25}"
+        for i, word in enumerate(words)
+        for j, other in enumerate(words)
+    ]
     for name in ("train", "dev"):
         (tmp_path / f"{name}.tsv").write_text("a\tb\tscore\n" + "\n".join(rows) + "\n")
     flags = ["--train-file", str(tmp_path / "train.tsv"), "--dev-file", str(tmp_path / "dev.tsv"), "--text", "a,b"]

@@ -42,7 +42,9 @@ def test_agrees_with_pytorch(name, graph_mode):
         assert output.logits is None
     else:
         logits, wanted = np.asarray(output.logits), expected[f"{name}/logits"]
-        np.testing.assert_allclose(logits[real] if name == "mlm" else logits, wanted[real] if name == "mlm" else wanted, atol=1e-4)
+        np.testing.assert_allclose(
+            logits[real] if name == "mlm" else logits, wanted[real] if name == "mlm" else wanted, atol=1e-4
+        )
 
 
 def test_agrees_with_pytorch_on_a_real_encoder(shared):

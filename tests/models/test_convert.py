@@ -48,7 +48,6 @@ def test_the_bert_prefix_may_be_missing_or_there(copy):
     def toggle(tensors):
         return {
             (name.removeprefix("bert.") if name.startswith("bert.") else f"bert.{name}"): tensor
-            if not name.startswith("classifier") else tensor
             for name, tensor in tensors.items()
         }
 

@@ -40,7 +40,9 @@ def train(tx, params, steps):
 
 
 @pytest.mark.parametrize("scope", ["matrix", "global"])
-@pytest.mark.parametrize(("pattern", "sparsity"), [("element", 0.95), ("element", 0.0), ("block-4x8", 0.7), ("2:4", 0.5)])
+@pytest.mark.parametrize(
+    ("pattern", "sparsity"), [("element", 0.95), ("element", 0.0), ("block-4x8", 0.7), ("2:4", 0.5)]
+)
 def test_exact_counts_zeros_and_no_regrowth(pattern, sparsity, scope, getkey):
     if pattern == "2:4" and scope == "global":
         with pytest.raises(ValueError, match="scope=global"):

@@ -53,9 +53,7 @@ def test_two_of_four_keeps_the_two_largest_inputs_of_each_output(rng):
     mask = np.asarray(kp.topk_mask(jnp.asarray(scores), 0.5, pattern="2:4"))
     for column in range(5):
         for row in range(0, 16, 4):
-            np.testing.assert_array_equal(
-                mask[row : row + 4, column], oracle(np.abs(scores[row : row + 4, column]), 2)
-            )
+            np.testing.assert_array_equal(mask[row : row + 4, column], oracle(np.abs(scores[row : row + 4, column]), 2))
 
 
 def test_topk_on_a_sharded_array_is_the_same_and_keeps_the_sharding(getkey):

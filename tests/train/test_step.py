@@ -76,7 +76,10 @@ def test_the_loss_is_the_objective_of_student_in_training_and_teacher_in_evaluat
     step, state, teacher = setup()
     batch = batch_of(0)
     _, metrics = jax.jit(step)(state, teacher, batch)
-    apply, inputs = make_apply(CONFIG), [jnp.asarray(batch[n]) for n in ("input_ids", "attention_mask", "token_type_ids")]
+    apply, inputs = (
+        make_apply(CONFIG),
+        [jnp.asarray(batch[n]) for n in ("input_ids", "attention_mask", "token_type_ids")],
+    )
     student = apply(state.params, *inputs, dropout_key=jax.random.fold_in(state.key, 0))
     loss, terms = kp.objective(
         kp.sparsebert_loss(), student, apply(teacher, *inputs), mask=inputs[1], labels=jnp.asarray(batch["labels"])
