@@ -22,42 +22,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
+from shapes import LEARNING_RATE, SHAPES, SPARSITY, make_batch
 
 
-class Shape(NamedTuple):
-    """Sizes of an encoder."""
-
-    layers: int
-    hidden: int
-    heads: int
-    ffn: int
-    vocab: int = 30522
-    positions: int = 512
-    types: int = 2
-    classes: int = 2
-
-
-SHAPES = {
-    "minilm": Shape(6, 384, 12, 1536),
-    "bert-base": Shape(12, 768, 12, 3072),
-}
-SPARSITY = 0.95
-LEARNING_RATE = 3e-5
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-
-
-def make_batch(batch: int, length: int, vocab: int, seed: int) -> dict[str, np.ndarray]:
-    """Token ids, mask and types whose rows end between ``length // 2`` and ``length`` (the first is full)."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(length // 2, length + 1, size=batch)
-    lengths[0] = length
-    mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
-    ids = rng.integers(1, vocab, size=(batch, length)).astype(np.int32) * mask
-    types = (np.arange(length) >= lengths[:, None] // 2).astype(np.int32) * mask
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
 def build_jax(shape: str, batch: int, length: int, seed: int) -> tuple[Callable[[], float], Callable[[], dict]]:

@@ -258,7 +258,7 @@ def _comment(rng: random.Random, scene: Scene) -> str:
     return f"{_claim_about(rng, scene, answer)} that is {_VERDICTS[answer]} ."
 
 
-def pretraining_text(seed: int, *, simple: int = 40_000) -> Iterator[tuple[str, ...]]:
+def pretraining_text(seed: int, *, simple: int = 48_000) -> Iterator[tuple[str, ...]]:
     """An endless stream of texts, each one string or two that follow each other; the same for the same seed.
 
     Args:
