@@ -13,7 +13,6 @@ import time
 import jax
 import numpy as np
 import optax
-from shapes import LEARNING_RATE, SHAPES, SPARSITY, make_batch
 
 import kaprune_jax as kp
 from experiments.allocator import keep_memory
@@ -21,6 +20,7 @@ from kaprune_jax.models.bert import init_params, make_apply
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.train.optimizer import adamw
 from kaprune_jax.train.step import init_state, make_train_step
+from shapes import LEARNING_RATE, SHAPES, SPARSITY, make_batch
 
 
 def build(shape: str, batch: int, length: int, rounds: int):

@@ -10,10 +10,11 @@ One step does what ``kaprune_jax``'s SparseBERT step does (Xu, Yen, Zhao, Xiao, 
   each layer.
 
 The model is a plain BERT written here rather than Hugging Face's ``BertModel``: both call the same ATen kernels, but
-this one skips the wrapper code, scales the queries instead of the (larger) scores and never materialises what the loss
-does not need, so it should be the faster rival; the two were not timed against each other. ``scaled_dot_product_attention`` is no option because the loss needs the
-scores. The optimizer is ``AdamW(fused=True)`` and masks are applied with one foreach call, the fastest that eager
-PyTorch offers on a CPU. Everything is float32.
+this one skips the wrapper code, scales the queries instead of the (larger) scores and never materialises what the
+loss does not need, so it should be the faster rival; the two were not timed against each other.
+``scaled_dot_product_attention`` is no option because the loss needs the scores. The optimizer is
+``AdamW(fused=True)`` and masks are applied with one foreach call, the fastest that eager PyTorch offers on a CPU.
+Everything is float32.
 
 Run alone with ``python benchmarks/torch_step.py --shape minilm``; ``benchmarks/train_step.py`` drives it next to JAX.
 """
@@ -27,6 +28,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from shapes import LEARNING_RATE, SHAPES, SPARSITY, Shape, make_batch
 
 DROPOUT = 0.1

@@ -25,8 +25,8 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 import numpy as np
-from shapes import LEARNING_RATE, SHAPES, SPARSITY, make_batch
 
+from shapes import LEARNING_RATE, SHAPES, SPARSITY, make_batch
 
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
@@ -85,6 +85,7 @@ def build_jax(shape: str, batch: int, length: int, seed: int) -> tuple[Callable[
 def build_torch(shape: str, batch: int, length: int, seed: int) -> tuple[Callable[[], float], Callable[[], dict]]:
     """The rival's step, and a function that describes the process."""
     import torch
+
     import torch_step
 
     step = torch_step.build(shape, batch, length, seed)

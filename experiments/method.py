@@ -121,8 +121,8 @@ def _objective(
         projection=settings.projection,
         **loss_weights(settings.loss_weights),
     )
-    if settings.regression_target == "teacher":
-        changes["regression_target"] = "teacher"
+    if settings.regression_target is not None:
+        changes["regression_target"] = settings.regression_target
     config = dataclasses.replace(_LOSSES.get(method, hard_labels_loss)(), **changes)
     notes: list[str] = []
     if teacher is not None and (config.embeddings or config.hidden or config.attention):

@@ -64,7 +64,14 @@ def prepare(settings: Settings) -> Prepared:
             form.check(leaf.shape, path)
         except ValueError as error:
             raise InputError(f"--pattern: {error}") from None
-    limit = min(settings.max_length or start.config.max_position_embeddings, start.config.max_position_embeddings)
+    teacher = load_teacher(settings, data, start)
+    models = [start] if teacher is None else [start, teacher]
+    limit = min(settings.max_length or 512, *(model.config.max_position_embeddings for model in models))
+    for model in models:
+        if len(start.tokenizer) > model.config.vocab_size:
+            raise InputError(
+                f"{model.folder}: the tokenizer has {len(start.tokenizer)} tokens, the model {model.config.vocab_size}"
+            )
     train, dev = (
         encode(rows, start.tokenizer, max_length=limit, pad=start.config.pad_token_id)
         for rows in (data.train, data.dev)
@@ -79,9 +86,7 @@ def prepare(settings: Settings) -> Prepared:
     batches = TrainBatches(train, batch_size=settings.batch_size, seed=settings.seed)
     if batches.batch_size < settings.batch_size:
         notes.append(f"batch size {batches.batch_size}: there are no more training rows")
-    return Prepared(
-        settings, data, start, load_teacher(settings, data, start), batches, dev, start.tokenizer, tuple(notes)
-    )
+    return Prepared(settings, data, start, teacher, batches, dev, start.tokenizer, tuple(notes))
 
 
 def load_teacher(settings: Settings, data: TaskData, start: Model) -> Model | None:
@@ -92,7 +97,8 @@ def load_teacher(settings: Settings, data: TaskData, start: Model) -> Model | No
     """
     if settings.teacher is None:
         return None
-    teacher = load(settings.teacher)
+    inside = Path(settings.teacher) / "teacher"  # a run's own teacher, rather than what it pruned
+    teacher = load(inside if inside.is_dir() else settings.teacher)
     head = "regression" if data.kind == "regression" else "classification"
     if (teacher.config.head, teacher.config.labels) != (head, data.labels):
         has = ", ".join(teacher.config.labels) or f"head {teacher.config.head}"
@@ -102,7 +108,7 @@ def load_teacher(settings: Settings, data: TaskData, start: Model) -> Model | No
         raise InputError(
             f"--teacher {settings.teacher}: its vocabulary is not that of --model {settings.model}; both read one batch"
         )
-    if teacher.config.num_hidden_layers < start.config.num_hidden_layers:
+    if "sparsebert" in settings.methods and teacher.config.num_hidden_layers < start.config.num_hidden_layers:
         raise InputError(
             f"--teacher {settings.teacher}: {teacher.config.num_hidden_layers} layers, fewer than the student's "
             f"{start.config.num_hidden_layers}"
@@ -119,8 +125,11 @@ def check_out(settings: Settings) -> None:
     assert settings.out is not None
     out = Path(settings.out)
     if settings.resume:
-        if not out.is_dir():
-            raise InputError(f"--resume: {out} is no run folder")
+        started = [*out.glob("metrics.jsonl"), *out.glob("*/metrics.jsonl"), *out.glob("*/ckpt"), *out.glob("ckpt")]
+        if not started:
+            raise InputError(f"--resume: {out} is no run folder: there is nothing to go on with")
+        if (out / "metrics.jsonl").is_file() != (len(settings.methods) == 1) and (out / "config.json").is_file():
+            raise InputError(f"--resume: {out} is a run of one method; --method {settings.method} names several")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: exists already; give another folder, or --resume to go on with the run in it")

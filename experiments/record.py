@@ -80,6 +80,10 @@ def open_run(folder: Path, settings: Settings, env: dict[str, Any]) -> None:
             raise InputError(
                 f"--resume: {folder} was started with --{name.replace('_', '-')} {old.get(name)}, now {config[name]}"
             )
+        before = read_json(folder / "env.json")
+        for name in ("data", "model", "teacher"):
+            if before.get(name) != env[name]:
+                raise InputError(f"--resume: {folder} was started with another {name}: its content has changed since")
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,9 +110,11 @@ class Recorder:
     def rewind(self, step: int) -> None:
         """Drops records after a step, which is gone on from."""
         if self.file.is_file():
-            lines = self.file.read_text("utf-8").splitlines()
+            lines = self.file.read_text("utf-8").split("\n")[:-1]  # what follows the last line end is half a record
             kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self.file.write_text("".join(line + "\n" for line in kept), "utf-8")
+            partial = self.file.with_name(f".{self.file.name}.partial")
+            partial.write_text("".join(line + "\n" for line in kept), "utf-8")
+            os.replace(partial, self.file)
 
     def train(self, record: LogRecord, learning_rate: float) -> None:
         """A record of training steps."""

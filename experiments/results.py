@@ -29,13 +29,13 @@ def delivered(folder: Path, *, asked: float) -> dict[str, Any]:
     matrices = {path: np.asarray(leaf) for path, leaf in select(params, PRUNABLE)}
     size = sum(matrix.size for matrix in matrices.values())
     zeros = {path: int(matrix.size - np.count_nonzero(matrix)) for path, matrix in matrices.items()}
-    removed = sum(zeros.values()) if asked else 0
+    removed = sum(zeros.values())
     sparse = 4 * (total - removed) + sum(-(-matrix.size // 8) for matrix in matrices.values())
     return {
         "sparsity": {"asked": asked, "encoder": removed / size, "all": removed / total},
         "parameters": {"dense": total, "kept": total - removed, "encoder": size},
         "bytes": {"dense": 4 * total, "stored": min(sparse, 4 * total)},
-        "per_matrix": {path: (zeros[path] if asked else 0) / matrix.size for path, matrix in matrices.items()},
+        "per_matrix": {path: zeros[path] / matrix.size for path, matrix in matrices.items()},
     }
 
 

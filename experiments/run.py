@@ -15,6 +15,7 @@ from experiments.method import Plan, plan
 from experiments.prepare import Prepared
 from experiments.record import Recorder, environment, open_run, versions, write_json
 from experiments.results import card, delivered, read_result
+from experiments.settings import teacher_settings
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.loader import Encoded, eval_batches
 from kaprune_jax.data.metrics import majority_score, score
@@ -62,10 +63,12 @@ def get_teacher(prepared: Prepared, folder: Path, should_stop: ShouldStop) -> tu
 
 
 def _check_teacher(prepared: Prepared, value: float) -> None:
-    """Refuses a teacher within two standard errors of the constant prediction."""
+    """Refuses a teacher within two standard errors of the constant prediction, or half way from there to 1."""
     name = prepared.data.metrics[0]
     majority = majority_score(prepared.data)
-    least = majority.scores[name] + 2 * majority.standard_error
+    constant = majority.scores[name]
+    # Where the constant is nearly perfect, closing half of what it leaves open is enough.
+    least = constant + min(2 * majority.standard_error, 0.5 * (1.0 - constant))
     if value >= least:
         return
     line = (
@@ -99,10 +102,13 @@ def run_method(
       teacher: the fine-tuned model, for every method but "dense".
       dense: its score on dev.
     """
+    settings, began = prepared.settings, time.perf_counter()
+    if method == "dense" and settings.method != "dense":  # the teacher of a run: what prunes does not concern it
+        settings = teacher_settings(settings)
+        prepared = prepared._replace(settings=settings)
+    open_run(folder, settings, environment(prepared))
     if done := read_result(folder):
         return done
-    settings, began = prepared.settings, time.perf_counter()
-    open_run(folder, settings, environment(prepared))
     todo = plan(method, prepared, teacher)
     config = teacher.config if method == "prune-finetuned" and teacher else prepared.start.config
     apply = make_apply(config, dtype=settings.dtype)

@@ -67,8 +67,10 @@ class Settings:
         "teacher layers learned from, where it has more", "uniform", choices=("uniform", "first", "last")
     )
     projection: bool = _flag("learn a linear map from student to teacher states (always, where widths differ)", False)
-    regression_target: str = _flag(
-        "what a regression student learns: the task's scores or the teacher's", "gold", choices=("gold", "teacher")
+    regression_target: str | None = _flag(
+        "what a regression student learns: the task's scores or the teacher's [gold; teacher for logits]",
+        None,
+        choices=("gold", "teacher"),
     )
     max_length: int | None = _flag("tokens of a row, longer ones are truncated and counted, >= 8 [by task]", None)
     limit_train: int | None = _flag("use so many training rows, drawn by the seed [all]", None)
@@ -130,6 +132,14 @@ def resolve(settings: Settings) -> Settings:
         raise InputError(
             f"--task {settings.task} needs --data-dir FOLDER (GLUE's layout), --source hub or --source tfds"
         )
+    if own and settings.task != Settings.task:
+        raise InputError(f"--task {settings.task} and --train-file: give one of them")
+    if settings.data_dir is not None and (micro or own):
+        raise InputError(
+            f"--data-dir {settings.data_dir}: only for GLUE tasks, named by --task; this run needs no folder"
+        )
+    if settings.data_dir is not None and settings.source != "folder":
+        raise InputError(f"--data-dir {settings.data_dir} and --source {settings.source}: give one of them")
     preset = OWN_FILES if own else PRESETS[settings.task]
     filled = {name: value for name, value in dataclasses.asdict(preset).items() if getattr(settings, name) is None}
     filled["method"] = settings.method or ("sparsebert,hard-labels" if micro else "sparsebert")
@@ -190,6 +200,15 @@ def _check(settings: Settings) -> None:
     if len(set(settings.methods)) != len(settings.methods):
         raise InputError(f"--method {settings.method}: a method is named twice")
     loss_weights(settings.loss_weights)
+
+
+def teacher_settings(settings: Settings) -> Settings:
+    """The settings of a run's teacher: those of pruning at their defaults, so that they may change on --resume."""
+    kept = (
+        "task data_dir source train_file dev_file text label model batch_size teacher_epochs teacher_learning_rate "
+        "schedule warmup weight_decay max_length limit_train seed dtype pooling evaluations log_every out resume"
+    ).split()
+    return dataclasses.replace(Settings(), method="dense", **{name: getattr(settings, name) for name in kept})
 
 
 def loss_weights(text: str) -> dict[str, float]:

@@ -26,6 +26,7 @@ class Encoded(NamedTuple):
       token_type_ids: 0 for the first text, 1 for the second.
       labels: class ids or scores.
       truncated: how many rows were longer than the limit and lost their end.
+      limit: the longest a row can be.
       pad: the id that fills up.
     """
 
@@ -33,6 +34,7 @@ class Encoded(NamedTuple):
     token_type_ids: tuple[list[int], ...]
     labels: Int32[np.ndarray, "rows"] | Float32[np.ndarray, "rows"]
     truncated: int
+    limit: int
     pad: int
 
 
@@ -50,11 +52,11 @@ def encode(rows: Rows, tokenizer: Any, *, max_length: int, pad: int = 0) -> Enco
         short = run([[column[i] for i in long] for column in columns], truncation=True, max_length=max_length)
         for index, row, kinds in zip(long, short["input_ids"], short["token_type_ids"], strict=True):
             ids[index], types[index] = row, kinds
-    return Encoded(tuple(ids), tuple(types), rows.labels, len(long), pad)
+    return Encoded(tuple(ids), tuple(types), rows.labels, len(long), max_length, pad)
 
 
-def choose_lengths(lengths: Sequence[int], count: int, *, spare: float = 0.1) -> tuple[int, ...]:
-    """Few sequence lengths, multiples of 8, that hold all rows with little padding.
+def choose_lengths(lengths: Sequence[int], count: int, *, spare: float = 0.1, limit: int = 0) -> tuple[int, ...]:
+    """Few sequence lengths, multiples of 8 and at most `limit`, that hold all rows with little padding.
 
     Each row is padded to the smallest length that holds it. For every number of lengths up to `count` the fewest
     padded tokens are found exactly, by dynamic programming; of these the fewest lengths are taken that need at most
@@ -79,7 +81,7 @@ def choose_lengths(lengths: Sequence[int], count: int, *, spare: float = 0.1) ->
             row.append(min(options, key=lambda option: option[0]))
         best.append(row)
     enough = next(row[top] for row in best if row[top][0] <= (1 + spare) * best[-1][top][0])
-    return tuple(int(size) * _MULTIPLE for size in enough[1])
+    return tuple(min(int(size) * _MULTIPLE, limit or top * _MULTIPLE) for size in enough[1])
 
 
 class TrainBatches:
@@ -100,7 +102,7 @@ class TrainBatches:
         self.batch_size = min(batch_size, len(data.input_ids))
         self.seed = seed
         sizes = np.array([len(row) for row in data.input_ids])
-        self.lengths = choose_lengths(sizes.tolist(), shapes)
+        self.lengths = choose_lengths(sizes.tolist(), shapes, limit=data.limit)
         self._class = np.searchsorted(self.lengths, sizes)
         self.steps_per_epoch = len(sizes) // self.batch_size
         self._epoch: tuple[int, list[tuple[int, np.ndarray]]] = (-1, [])
@@ -133,7 +135,7 @@ def eval_batches(data: Encoded, *, batch_size: int, shapes: int = 4) -> Iterator
     The last batch of a length is filled up with repeated rows; the row numbers tell how many are real.
     """
     sizes = np.array([len(row) for row in data.input_ids])
-    lengths = choose_lengths(sizes.tolist(), shapes)
+    lengths = choose_lengths(sizes.tolist(), shapes, limit=data.limit)
     batch_size = min(batch_size, len(sizes))
     classes = np.searchsorted(lengths, sizes)
     for index, length in enumerate(lengths):

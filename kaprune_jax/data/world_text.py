@@ -1,18 +1,16 @@
 """Sentences of the small world: statements about scenes, and the running text the bundled encoder is pre-trained on.
 
-The text says what things are (`a robin is a bird .`) and tells scenes with what follows from them
-(`anna saw a robin in the kitchen . so it was a bird . she was not in the school . maybe it was small .`): plain and `so`
-for what must be true, `not` for what cannot be, `maybe` for what is open. No task label appears anywhere in it.
+The text says what things are (`a robin is a bird . the kitchen is in the house .`), tells scenes with something that
+follows from them (`anna saw a robin in the kitchen .` `it was a bird .`), and reviews that agree with themselves. No
+task label appears anywhere in it, and nothing false.
 """
 
-import itertools
 import random
 from collections.abc import Iterator
 from functools import cache
 
 from kaprune_jax.data.world_facts import (
     BLAME,
-    BUILDINGS,
     COUNTRIES,
     HATED,
     KIND_OF,
@@ -48,7 +46,7 @@ ADVERBS = ("very", "truly", "really", "quite")
 FUNCTION_WORDS = tuple(
     (
         "a an the is was it she he in not did so maybe had have has means opposite of thing every may be "
-        "place but and at first later people said nobody everybody called one that right wrong unclear"
+        "place but and at first later people said nobody everybody called"
     ).split()
 )
 PUNCTUATION = tuple(".,?!;:'\"()-")
@@ -79,31 +77,24 @@ def tell(scene: Scene) -> str:
     return f"{scene.name} {scene.verb[0]} {noun}{where} ."
 
 
-def state(scene: Scene, claim: Claim, *, form: int = 0, mode: str = "") -> str:
+def state(scene: Scene, claim: Claim, *, form: int = 0) -> str:
     """The claim in one sentence.
 
     Args:
         scene: gives the name and the verb.
         claim: what is said.
         form: 0 or 1, one of two ways to say it.
-        mode: "", "so", "not" or "maybe".
     """
-    who = scene.name if form else pronoun(scene.name)
-    no = " not" if mode == "not" else ""
     slot, value = claim
-    if slot == "thing" and form:
-        verb = f"did not {scene.verb[1]}" if no else scene.verb[0]
-        text = f"{scene.name} {verb} {article(value)}"
-    elif slot == "thing":
-        text = f"it was{no} {article(value)}"
+    if slot == "thing":
+        text = f"{scene.name} {scene.verb[0]} {article(value)}" if form else f"it was {article(value)}"
     elif slot == "part":
-        subject = "the thing" if form else "it"
-        text = f"{subject} did not have {value}" if no else f"{subject} had {value}"
+        text = f"{'the thing' if form else 'it'} had {value}"
     elif slot == "quality":
-        text = f"{'the thing' if form else 'it'} was{no} {value}"
+        text = f"{'the thing' if form else 'it'} was {value}"
     else:
-        text = f"{who} was{no} {place_phrase(value)}"
-    return f"{mode} {text} ." if mode in ("so", "maybe") else f"{text} ."
+        text = f"{scene.name if form else pronoun(scene.name)} was {place_phrase(value)}"
+    return f"{text} ."
 
 
 _ALL = frozenset(POLARITY)
@@ -120,84 +111,39 @@ def values(told: str | None, slot: str, answer: Relation) -> tuple[tuple[str, ..
 
 
 def _scene(rng: random.Random) -> Scene:
-    level = rng.random()
-    thing = rng.choice(LEAVES if level < 0.8 else KINDS if level < 0.95 else TOPS)
+    thing = rng.choice(LEAVES if rng.random() < 0.95 else KINDS)
     quality = rng.choice(QUALITIES) if rng.random() < 0.6 else None
-    place = rng.choice(ROOMS if rng.random() < 0.85 else PLACES) if rng.random() < 0.6 else None
+    place = rng.choice(ROOMS) if rng.random() < 0.6 else None
     return Scene(rng.choice(NAMES), rng.choice(VERBS), thing, quality, place)
 
 
-_MODES: dict[Relation, tuple[str, ...]] = {
-    "entailment": ("", "", "so"),
-    "contradiction": ("not",),
-    "neutral": ("maybe",),
-}
-_VERDICTS: dict[Relation, str] = {"entailment": "right", "contradiction": "wrong", "neutral": "unclear"}
-
-
-def _claim_about(rng: random.Random, scene: Scene, answer: Relation, mode: str = "") -> str:
-    """A statement about the scene that stands in the relation `answer` to it."""
-    while True:
-        slot = rng.choice(("thing", "thing", "part", "quality", "place"))
-        told = told_about(scene, slot)
-        groups = values(told, slot, answer)
-        if groups and (told is not None or rng.random() < 0.3):
-            claim = Claim(slot, rng.choice(rng.choice(groups)))  # pyright: ignore[reportArgumentType]
-            return state(scene, claim, form=int(rng.random() < 0.5), mode=mode)
-
-
 def _remark(rng: random.Random, scene: Scene) -> str:
-    """One true statement about the scene. Most are plain, as in ordinary text; some say what is not or may be."""
+    """A statement that follows from the scene: what the thing is a kind of, another word for it, the place around."""
+    slots = (
+        ["thing", "thing", "thing"] + ["quality"] * (scene.quality is not None) + ["place"] * (scene.place is not None)
+    )
+    slot = rng.choice(slots)
+    groups = values(told_about(scene, slot), slot, "entailment")
+    group = rng.choice((*groups, groups[min(1, len(groups) - 1)]))
+    return state(scene, Claim(slot, rng.choice(group)), form=int(rng.random() < 0.5))  # pyright: ignore[reportArgumentType]
+
+
+def _fact(rng: random.Random) -> str:
+    """One sentence of general knowledge."""
     chance = rng.random()
-    answer: Relation = "entailment" if chance < 0.76 else "contradiction" if chance < 0.9 else "neutral"
-    return _claim_about(rng, scene, answer, rng.choice(_MODES[answer]))
-
-
-def _thing_fact(rng: random.Random) -> str:
-    kind = rng.choice(KINDS)
-    leaf = rng.choice([word for word in LEAVES if KIND_OF[word] == kind])
-    if rng.random() < 0.2:
-        second = rng.choice((f"it has {PART_OF[kind]}", f"{article(kind)} may be {article(leaf)}"))
-        return f"{article(kind)} is {article(TOP_OF[kind])} . {second} ."
-    first = rng.choice((f"{article(leaf)} is {article(kind)}", f"every {leaf} is {article(kind)}"))
-    second = rng.choice((f"{article(leaf)} is {article(TOP_OF[kind])}", f"{article(leaf)} has {PART_OF[kind]}"))
-    return f"{first} . {second} ."
-
-
-def _property_fact(rng: random.Random) -> str:
-    pair, side, number = rng.choice(PROPERTIES), int(rng.random() * 2), int(rng.random() * 2)
-    word, same, other = pair[side][number], pair[side][1 - number], rng.choice(pair[1 - side])
-    second = rng.choice((f"{word} is the opposite of {other}", f"{article(same)} thing is not {article(other)} thing"))
-    return f"{word} means {same} . {second} ."
-
-
-def _place_fact(rng: random.Random) -> str:
+    if chance < 0.5:
+        leaf = rng.choice(LEAVES)
+        return f"{rng.choice((article(leaf), f'every {leaf}'))} is {article(KIND_OF[leaf])} ."
+    if chance < 0.6:
+        kind = rng.choice(KINDS)
+        return rng.choice((f"{article(kind)} is {article(TOP_OF[kind])} .", f"{article(kind)} has {PART_OF[kind]} ."))
+    if chance < 0.8:
+        pair, side, number = rng.choice(PROPERTIES), int(rng.random() * 2), int(rng.random() * 2)
+        word, same, other = pair[side][number], pair[side][1 - number], rng.choice(pair[1 - side])
+        return rng.choice((f"{word} means {same} .", f"{word} is the opposite of {other} ."))
     room = rng.choice(ROOMS)
-    place = PLACE_OF[room]
-    table = COUNTRIES if place in COUNTRIES else BUILDINGS
-    the = "" if place in COUNTRIES else "the "
-    second = f"it is not {place_phrase(rng.choice([word for word in table if word != place]))}"
-    if rng.random() < 0.7:
-        second = f"{the}{rng.choice(table[place])} is {place_phrase(place)}"
-    return f"{the}{room} is {place_phrase(place)} . {second} ."
-
-
-def _word_fact(rng: random.Random) -> str:
-    same, other, like, hate = _evaluating(_ALL, int(rng.random() * 2))
-    if rng.random() < 0.5:
-        return (
-            f"{rng.choice(same)} means {rng.choice(same)} . {rng.choice(same)} is the opposite of {rng.choice(other)} ."
-        )
-    verdict = rng.choice((f"everybody {rng.choice(like)[0]} it", f"nobody {rng.choice(hate)[0]} it"))
-    return f"{article(f'{rng.choice(same)} {rng.choice(WORKS)}')} is {rng.choice(same)} . {verdict} ."
-
-
-_FACTS = (_thing_fact, _thing_fact, _property_fact, _place_fact, _place_fact, _word_fact)
-
-
-def _facts(rng: random.Random) -> str:
-    """Two sentences of general knowledge about one thing."""
-    return rng.choice(_FACTS)(rng)
+    the = "" if PLACE_OF[room] in COUNTRIES else "the "
+    return f"{the}{room} is {place_phrase(PLACE_OF[room])} ."
 
 
 @cache
@@ -252,30 +198,15 @@ def _reviews(rng: random.Random) -> tuple[str, str]:
     return opinion(rng, _ALL, polarity), " ".join(remarks)
 
 
-def _comment(rng: random.Random, scene: Scene) -> str:
-    """A statement about the scene, true or not, and what is to be said of it."""
-    answer = rng.choice(tuple(_VERDICTS))
-    return f"{_claim_about(rng, scene, answer)} that is {_VERDICTS[answer]} ."
-
-
-def pretraining_text(seed: int, *, simple: int = 48_000) -> Iterator[tuple[str, ...]]:
-    """An endless stream of texts, each one string or two that follow each other; the same for the same seed.
-
-    Args:
-        seed: chooses the texts.
-        simple: number of texts over which the share of plain facts falls from all to a quarter. Facts first: read in
-            their few words, they are learned much sooner than from stories.
-    """
+def pretraining_text(seed: int) -> Iterator[tuple[str, ...]]:
+    """An endless stream of texts, each one string or two that follow each other; the same for the same seed."""
     rng = random.Random(seed)
-    for number in itertools.count():
-        if number < simple or rng.random() < 0.25:
-            parts = (_facts(rng), _facts(rng))
-        elif rng.random() < 0.25:
-            parts = _reviews(rng)
-        else:
+    while True:
+        chance = rng.random()
+        if chance < 0.4:
+            yield (" ".join(_fact(rng) for _ in range(rng.choice((2, 3)))),)
+        elif chance < 0.9:
             scene = _scene(rng)
-            if rng.random() < 0.5:
-                parts = (tell(scene), _comment(rng, scene))
-            else:
-                parts = (tell(scene), " ".join(_remark(rng, scene) for _ in range(1 + int(rng.random() * 3))))
-        yield parts if rng.random() < 0.8 else (" ".join(parts),)
+            yield (tell(scene), _remark(rng, scene))
+        else:
+            yield _reviews(rng)

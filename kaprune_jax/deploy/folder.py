@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from kaprune_jax._errors import InputError
@@ -78,6 +79,8 @@ class Model:
         """
         if not self.config.num_logits:
             raise InputError(f"{self.folder}: a model without a sentence-level head cannot predict labels")
+        if isinstance(rows, str):
+            raise InputError("predict: a list of texts is needed, not one text")
         pairs = [(row,) if isinstance(row, str) else tuple(row) for row in rows]
         predictions: list[Prediction] = []
         for start in range(0, len(pairs), batch_size):
@@ -195,7 +198,7 @@ def find_folder(name: str | os.PathLike[str]) -> Path:
             if candidate == place and (place / "metrics.jsonl").is_file():
                 continue
             return candidate
-    if place.exists():
+    if os.path.lexists(place):
         raise InputError(f"{place}: no model folder: config.json is missing")
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or not text:
         raise InputError(f"{text!r}: no such folder")
@@ -251,6 +254,8 @@ def save(
     Raises:
       InputError: the folder exists, or it cannot be written (permission, disk space).
     """
+    if dtype not in ("float32", "float16"):
+        raise InputError(f"dtype={dtype!r}; allowed: float32, float16")
     place = Path(folder)
     if place.exists():
         raise InputError(f"{place}: exists already; a new folder is needed")
@@ -273,8 +278,8 @@ def save(
         partial.chmod(0o755)
         (partial / WEIGHTS).chmod(0o644)  # safetensors writes files for their owner only
         partial.rename(place)
-    except OSError as error:
-        raise InputError(f"{place}: cannot be written ({error.strerror or error})") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{place}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return place

@@ -46,7 +46,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         try:
             with safe_open(file, framework="flax") as opened:
                 for name in opened.keys():  # noqa: SIM118
-                    if str(opened.get_slice(name).get_dtype()) in ("F32", "F16", "BF16"):
+                    if str(opened.get_slice(name).get_dtype()) in ("F32", "F16", "BF16", "F64"):
                         tensors[name] = np.asarray(opened.get_tensor(name).astype("float32"))
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file}: not a readable safetensors file ({error})") from None

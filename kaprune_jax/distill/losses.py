@@ -80,5 +80,7 @@ def attention_loss(
 def label_loss(logits: Float[Array, "batch classes"], labels: Shaped[Array, "batch"]) -> Float[Array, "batch"]:
     """Cross-entropy with class ids, or, where labels are floats, the squared error of the one logit."""
     if jnp.issubdtype(labels.dtype, jnp.floating):
+        if logits.shape[-1] != 1:
+            raise ValueError(f"labels are scores, and logits have {logits.shape[-1]} columns; one is needed")
         return jnp.square(logits[:, 0] - labels)
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]

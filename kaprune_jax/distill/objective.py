@@ -120,13 +120,18 @@ def objective(
     if config.needs_teacher:
         if teacher is None:
             raise ValueError("a distillation term has a weight above 0, but no teacher is given")
-        terms |= _teacher_terms(config, student, teacher, mask, labels, projection)
+        terms |= _teacher_terms(config, student, _constant(teacher), mask, labels, projection)
     if config.labels:
         terms["labels"] = label_loss(student.logits, labels).mean()
     total = jnp.float32(0.0)
     for name, term in terms.items():
         total = total + getattr(config, name) * term
     return total, terms
+
+
+def _constant(outputs: Outputs) -> Outputs:
+    """The outputs with no gradient through them."""
+    return jax.lax.stop_gradient(outputs)
 
 
 def _teacher_terms(config, student, teacher, mask, labels, projection) -> dict[str, Array]:

@@ -11,6 +11,10 @@ Pooling = Literal["cls", "mean"]
 
 HEADS: tuple[Head, ...] = ("none", "classification", "regression", "masked-lm")
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+_WHOLE = (
+    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
+    "type_vocab_size"
+).split()
 _ARCHITECTURE: dict[Head, str] = {
     "none": "BertModel",
     "classification": "BertForSequenceClassification",
@@ -48,9 +52,12 @@ class BertConfig:
     labels: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+        for name in _WHOLE:
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise InputError(f"config: {name}={getattr(self, name)!r}; a positive whole number is needed")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not isinstance(getattr(self, name), int | float) or not 0 <= getattr(self, name) < 1:
+                raise InputError(f"config: {name}={getattr(self, name)!r}; a fraction in [0, 1) is needed")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"config: hidden_size={self.hidden_size} is no multiple of "
@@ -104,7 +111,9 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
     missing = [name for name in needed if name not in sizes]
     if missing:
         raise InputError(f"{where}: {', '.join(missing)} missing")
-    section = raw.get("kaprune", {})
+    section, names = raw.get("kaprune", {}), raw.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+    if not isinstance(section, dict) or not isinstance(names, dict) or not all(key.isdigit() for key in names):
+        raise InputError(f"{where}: kaprune and id2label must be JSON objects, the keys of id2label whole numbers")
     architecture = (raw.get("architectures") or ["BertModel"])[0]
     labels: tuple[str, ...] = ()
     head: Head = "none"
@@ -113,10 +122,8 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
     elif architecture == "BertForMaskedLM" or architecture == "BertForPreTraining":
         head = "masked-lm"
     elif architecture == "BertForSequenceClassification":
-        count = len(raw.get("id2label", {"0": "", "1": ""}))
-        head = "regression" if count == 1 or raw.get("problem_type") == "regression" else "classification"
+        head = "regression" if len(names) == 1 or raw.get("problem_type") == "regression" else "classification"
     if head == "classification":
-        names = raw.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
         labels = tuple(str(names[key]) for key in sorted(names, key=int))
     try:
         return BertConfig(**sizes, pooling=section.get("pooling", "cls"), head=head, labels=labels)

@@ -63,13 +63,23 @@ def _flat(config: BertConfig) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def to_tensors(params: Params, config: BertConfig) -> dict[str, np.ndarray]:
-    """Parameters under Hugging Face's names and in its orientation, contiguous."""
+    """Parameters under Hugging Face's names and in its orientation, contiguous.
+
+    Raises:
+      InputError: paths or shapes are not those of the configuration.
+    """
+    arrays = {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    wanted = _flat(config)
+    if set(arrays) != {path for path, _, _ in wanted}:
+        odd = sorted(set(arrays) ^ {path for path, _, _ in wanted})
+        raise InputError(f"params: {odd[0]} and {len(odd) - 1} more paths are missing or have no place in this model")
     prefix = config.head == "none" or (config.pooling == "mean" and config.head != "masked-lm")
-    leaves = jax.tree.leaves(params)
     tensors = {}
-    for (path, name, _), leaf in zip(_flat(config), leaves, strict=True):
-        array = np.asarray(leaf)
+    for path, name, shape in wanted:
+        array = np.asarray(arrays[path])
         array = array.T if path.endswith("/kernel") else array
+        if array.shape != shape:
+            raise InputError(f"params: {path} has shape {list(arrays[path].shape)}, which the configuration does not")
         tensors[name.removeprefix("bert.") if prefix else name] = np.ascontiguousarray(array)
     return tensors
 

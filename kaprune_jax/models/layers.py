@@ -49,7 +49,8 @@ def position_bits(key: Array, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     Not for anything but dropout. Unlike the counter of `jax.random` it is a few integer operations that XLA fuses into
     the passes that use it, forward and backward, so that no mask is ever stored: a tenth of a training step on a CPU.
     """
-    first, second = jax.random.key_data(key)
+    words = jax.random.key_data(key)  # two words, or four for the keys that some backends prefer
+    first, second = words[0], words[-1]
     bits = jax.lax.iota(jnp.uint32, math.prod(shape)) * jnp.uint32(0x9E3779B1) + first
     for word, factor in ((second, 0x85EBCA6B), (first, 0xC2B2AE35)):
         bits = ((bits ^ (bits >> 16)) ^ word) * jnp.uint32(factor)
@@ -96,7 +97,10 @@ class Embeddings(nnx.Module):
         self.norm = layer_norm(config, dtype, rngs)
 
     def __call__(self, input_ids: Array, token_type_ids: Array, *, rngs: nnx.Rngs | None = None) -> Array:
-        positions = jnp.arange(input_ids.shape[-1])
+        seq, most = input_ids.shape[-1], self.config.max_position_embeddings
+        if seq > most:
+            raise ValueError(f"input_ids has {seq} tokens a row; the model has {most} positions")
+        positions = jnp.arange(seq)
         summed = self.word(input_ids) + self.position(positions)[None] + self.token_type(token_type_ids)
         return dropout(self.norm(summed), self.config.hidden_dropout_prob, rngs)
 

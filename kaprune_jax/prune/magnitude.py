@@ -50,7 +50,10 @@ def magnitude_pruning(
 
     The update it returns is `where(mask, update, -param)`, so `optax.apply_updates` leaves exact zeros. Masks are
     made from the weights before the update, at the steps of the schedule only, behind `lax.cond`. A removed weight
-    never comes back. The counts are integers computed on the host: exactly floor(n (1 - s)) pieces stay.
+    never comes back, but its gradient still reaches an optimizer before this one in the chain: to keep moments and
+    gradient norms of the surviving weights alone, give `tx.update` the gradients through `apply_masks(grads, masks)`
+    and put its new state through `mask_moments(state, masks)`, as `kaprune_jax.train.step` does. The counts are
+    integers computed on the host: exactly floor(n (1 - s)) pieces stay.
 
     Args:
       schedule: `cubic`, `linear` or `one_shot`.

@@ -103,7 +103,11 @@ def apply_masks(params: Params, masks: Masks) -> Params:
 
 def sparsity(masks: Masks) -> float:
     """Fraction of the prunable weights that is removed, counted from the masks."""
-    leaves = [leaf for leaf in jax.tree.leaves(masks) if leaf is not None]
+    leaves = jax.tree.leaves(masks)
+    if any(leaf.dtype != bool for leaf in leaves):
+        raise ValueError(
+            "masks must be boolean; for zeros in weights, give kp.sparsity(jax.tree.map(jnp.bool_, params))"
+        )
     total = sum(leaf.size for leaf in leaves)
     return 1.0 - sum(int(jnp.sum(leaf, dtype=jnp.int32)) for leaf in leaves) / total if total else 0.0
 

@@ -28,12 +28,20 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, state: TrainState, extra: dict[str, Any]) -> None:
-        """Writes the state under its step number; a step that is there already is left as it is."""
+        """Writes the state under its step number; a step that is there already is left as it is.
+
+        Raises:
+          InputError: it cannot be written; what was there before is still there.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         args = ocp.args.Composite(state=ocp.args.StandardSave(_plain(state)), extra=ocp.args.JsonSave(extra))
-        self._manager.save(step, args=args)
+        try:
+            self._manager.save(step, args=args)
+        except (ValueError, OSError) as error:  # tensorstore says ValueError where the disk is full
+            line = str(error).splitlines()[0][:200]
+            raise InputError(f"{self.folder}: step {step} cannot be written ({line})") from None
 
     @property
     def latest(self) -> int | None:

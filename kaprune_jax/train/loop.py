@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from kaprune_jax._typing import Params
 from kaprune_jax.train.step import StepMetrics, TrainState
 
 
 class Diverged(RuntimeError):
-    """The loss is not finite; `step` is the first step where it was not."""
+    """The loss, or a parameter, is not finite; `step` is the first step where that was seen."""
 
     def __init__(self, step: int, loss: float):
         super().__init__(f"loss is {loss} at step {step}")
@@ -64,7 +66,7 @@ class Hooks:
 
     Attributes:
       on_log: takes the means since the last log.
-      on_eval: called every `eval_every` steps and at the end, only ever with a state whose losses were finite.
+      on_eval: called every `eval_every` steps and at the end, only ever with finite losses and parameters.
       on_pause: called when a stop was asked for, before `Interrupted` is raised.
       should_stop: asked after every step.
     """
@@ -113,6 +115,8 @@ def fit(
         evaluate = number % eval_every == 0 or number == steps
         if evaluate or stop or number % log_every == 0:
             record = _summarise(number, steps, jax.device_get(waiting), batches.batch_size, began)
+            if (evaluate or stop) and not _all_finite(state.params):
+                raise Diverged(number, float("nan"))
             hooks.on_log(record)
             waiting = []
             if evaluate:
@@ -122,6 +126,12 @@ def fit(
                 raise Interrupted(f"stopped at step {number} of {steps}")
             began = time.perf_counter()
     return state
+
+
+@jax.jit
+def _all_finite(params: Params) -> Array:
+    """Whether every parameter is a number: a loss says so only of the parameters before its own update."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
 
 
 def _summarise(number: int, steps: int, waiting: list[Any], batch_size: int, began: float) -> LogRecord:

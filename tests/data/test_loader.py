@@ -9,7 +9,7 @@ from kaprune_jax.data.rows import Rows
 
 def rows_of(lengths, pad=0):
     ids = tuple([index + 1] * length for index, length in enumerate(lengths))
-    return Encoded(ids, tuple([0] * length for length in lengths), np.arange(len(lengths), dtype=np.int32), 0, pad)
+    return Encoded(ids, tuple([0] * length for length in lengths), np.arange(len(lengths), dtype=np.int32), 0, 512, pad)
 
 
 def cost(lengths, sizes):
@@ -26,6 +26,10 @@ def test_lengths_waste_as_little_as_any_choice(count, rng):
     assert cost(lengths, chosen) == best
     assert len(chosen) <= count
     assert all(size % 8 == 0 for size in chosen)
+
+
+def test_no_length_passes_the_limit():
+    assert choose_lengths([5, 17, 30], 4, spare=0.0, limit=30) == (8, 24, 30)
 
 
 def test_a_length_that_saves_little_is_left_out(rng):
