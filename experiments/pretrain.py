@@ -173,7 +173,7 @@ def main() -> int:
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out", required=True, help="model folder to write; must not exist")
-    parser.add_argument("--steps", type=int, default=3000, help="optimizer steps; 0 for the random start")
+    parser.add_argument("--steps", type=int, default=6000, help="optimizer steps; 0 for the random start")
     parser.add_argument("--batch-size", type=int, default=64, help="rows per step")
     parser.add_argument("--length", type=int, default=24, help="tokens per row")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="highest rate")

@@ -47,9 +47,17 @@ from kaprune_jax.data.world_text import (
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-_SIZES = {"micro-rte": (400, 800), "micro-nli": (4000, 1200), "micro-sst": (600, 800)}
+_SIZES = {"micro-rte": (300, 1600), "micro-nli": (4000, 1200), "micro-sst": (600, 800)}
 # The few rows of micro-rte are all about kinds of things; places and properties are told beside them.
-_SLOTS = {"micro-rte": ("thing",), "micro-nli": ("thing", "thing", "quality", "place")}
+_SLOTS = {"micro-rte": ("thing",), "micro-nli": ("thing", "quality", "quality", "place", "place")}
+_LEVELS_ASKED: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
+    "micro-rte": {"thing": (KINDS,)},
+    "micro-nli": {
+        "thing": (KINDS, KINDS, KINDS, LEAVES),
+        "quality": (QUALITIES,),
+        "place": (PLACES, PLACES, PLACES, ROOMS),
+    },
+}
 _LABELS: dict[str, tuple[str, ...]] = {
     "micro-rte": ("entailment", "not_entailment"),
     "micro-nli": ("entailment", "neutral", "contradiction"),
@@ -145,7 +153,7 @@ def _allowed(words: tuple[str, ...], held_out: bool) -> tuple[str, ...]:
 def _claim(rng: random.Random, task: str, held_out: bool) -> Claim:
     """What is asked; drawn before the answer, from a distribution that does not depend on it."""
     slot = rng.choice(_SLOTS[task])
-    level = {"thing": KINDS, "quality": QUALITIES, "place": PLACES}[slot]
+    level = rng.choice(_LEVELS_ASKED[task][slot])
     return Claim(slot, rng.choice(_allowed(level, held_out)))
 
 

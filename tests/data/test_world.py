@@ -14,7 +14,7 @@ from kaprune_jax.data.world import MICRO_TASKS, SPECIAL, held_out_rows, load_wor
 from kaprune_jax.data.world_text import pretraining_text
 
 INFERENCE = ("micro-rte", "micro-nli")
-FINGERPRINTS = {}
+FINGERPRINTS = {"micro-nli": "4ddd4f38ce6a", "micro-rte": "78da26388958", "micro-sst": "503138c5fde3"}
 
 
 loaded = cache(load_world)
