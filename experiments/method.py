@@ -77,8 +77,6 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
         return Plan("teacher", params, hard_labels_loss(), _extra(optimizer), rate, steps, 0, ())
     objective, notes = _objective(method, settings, prepared.start, teacher)
     if method == "prune-finetuned" and teacher is not None:
-        if jax.tree.map(lambda leaf: leaf.shape, teacher.params) != jax.tree.map(lambda leaf: leaf.shape, params):
-            notes += ("the teacher has another shape than --model; prune-finetuned prunes the teacher's shape",)
         params = teacher.params
     if objective.projection and teacher is not None:
         widths = (prepared.start.config.hidden_size, teacher.config.hidden_size)

@@ -13,7 +13,7 @@ from kaprune_jax._tree import select
 from kaprune_jax.data.loader import Encoded, TrainBatches, encode
 from kaprune_jax.data.rows import TaskData
 from kaprune_jax.deploy.folder import Model, load, load_start
-from kaprune_jax.models.bert import PRUNABLE
+from kaprune_jax.models.bert import PRUNABLE, param_shapes
 from kaprune_jax.prune.patterns import parse_pattern
 
 
@@ -107,6 +107,12 @@ def load_teacher(settings: Settings, data: TaskData, start: Model) -> Model | No
     if teacher.tokenizer.get_vocab() != start.tokenizer.get_vocab():
         raise InputError(
             f"--teacher {settings.teacher}: its vocabulary is not that of --model {settings.model}; both read one batch"
+        )
+    shapes = (param_shapes(teacher.config), param_shapes(start.config))
+    if "prune-finetuned" in settings.methods and shapes[0] != shapes[1]:
+        raise InputError(
+            f"--teacher {settings.teacher}: prune-finetuned prunes the teacher, which must have the shape of "
+            f"--model {settings.model}; give that one's fine-tuned model, or another method"
         )
     if "sparsebert" in settings.methods and teacher.config.num_hidden_layers < start.config.num_hidden_layers:
         raise InputError(

@@ -182,6 +182,10 @@ def test_a_wider_teacher_is_learned_from_through_a_projection(run, files, tiny, 
     assert "a projection is learned" in said
     assert "different numbers of heads" in said
     assert "projection" not in kp.load(tmp_path / "run").params
+    flags = ["--model", str(tiny), *files, "--teacher", str(tmp_path / "t"), "--method", "prune-finetuned"]
+    assert glue.main([*flags, "--out", str(tmp_path / "other")]) == 2
+    assert "prune-finetuned prunes the teacher" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_regression_on_own_files(tiny, tmp_path):
