@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import optax
 
+import experiments  # noqa: F401 (keeps freed memory, as training runs do)
 import kaprune_jax as kp
-from experiments.allocator import keep_memory
 from kaprune_jax.models.bert import init_params, make_apply
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.train.optimizer import adamw
@@ -64,7 +64,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="length of the run the cost is added up for")
     parser.add_argument("--updates", type=int, default=100, help="mask updates in it")
     arguments = parser.parse_args()
-    keep_memory()
     without, masked = build(arguments.shape, arguments.batch, arguments.length, arguments.rounds)
     for _ in range(2):
         without(), masked()

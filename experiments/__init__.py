@@ -1,6 +1,9 @@
 """Runs, studies and reports on top of `kaprune_jax`; each is `python -m experiments.NAME`."""
 
-from experiments.allocator import keep_memory
+import os
 
+from experiments.memory import keep_memory
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it only gives tokenizers here; PyTorch is not missed
 # Before JAX starts its threads, hence here.
 keep_memory()

@@ -34,34 +34,41 @@ class Stop:
 
 def run(settings: Settings, should_stop: Stop) -> None:
     """Runs every method of the settings, one after the other, from one teacher."""
+    from experiments.method import plan
     from experiments.prepare import prepare
+    from experiments.record import say
     from experiments.report import write_comparison, write_report
     from experiments.run import get_teacher, run_method
 
     prepared = prepare(settings)
+    for method in settings.methods if prepared.teacher else ():
+        plan(method, prepared, prepared.teacher)  # says what does not fit before anything is written
     data = prepared.data
-    print(f"{data.name}: {len(data.train.texts)} training rows, {len(data.dev.texts)} dev rows, {data.kind}")
+    say(f"{data.name}: {len(data.train.texts)} training rows, {len(data.dev.texts)} dev rows, {data.kind}")
     for note in prepared.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     assert settings.out is not None
     out, methods = Path(settings.out), settings.methods
     folders = {method: out if len(methods) == 1 else out / method for method in methods}
     teacher = dense = None
     if methods != ("dense",):
-        teacher, dense = get_teacher(prepared, out / "teacher", should_stop)
+        fine_tuned = folders.get("dense", out / "teacher")  # the dense model asked for beside others is their teacher
+        teacher, dense = get_teacher(prepared, fine_tuned, should_stop)
+        if settings.teacher is None:
+            folders = {"dense": fine_tuned} | folders
     results = {}
     for method, folder in folders.items():
-        own = dataclasses.replace(settings, method=method) if len(methods) > 1 else settings
+        own = dataclasses.replace(prepared.settings, method=method)
         results[method] = run_method(
             method, prepared._replace(settings=own), folder, should_stop, teacher=teacher, dense=dense
         )
         write_report(folder)
     if len(methods) > 1:
-        write_comparison(out, [*([out / "teacher"] if settings.teacher is None else []), *folders.values()])
-    print()
-    for method, result in results.items():
-        print(summary(method, result))
-    print(f"report: {out / 'report.html'}")
+        write_comparison(out, list(folders.values()))
+    say("")
+    for method in methods:
+        say(summary(method, results[method]))
+    say(f"report: {out / 'report.html'}")
 
 
 def summary(method: str, result: dict) -> str:

@@ -4,15 +4,17 @@ All pruning methods take the same number of steps over the same batches.
 """
 
 import dataclasses
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
 from experiments.prepare import Prepared
 from experiments.settings import Settings, loss_weights
+from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
-from kaprune_jax.deploy.folder import Model
+from kaprune_jax.deploy.model import Model
 from kaprune_jax.distill.objective import (
     DistillConfig,
     hard_labels_loss,
@@ -20,7 +22,7 @@ from kaprune_jax.distill.objective import (
     logits_loss,
     sparsebert_loss,
 )
-from kaprune_jax.models.bert import PRUNABLE
+from kaprune_jax.models.bert import PRUNABLE, param_shapes
 from kaprune_jax.prune.magnitude import magnitude_pruning
 from kaprune_jax.prune.schedules import PruningSchedule
 from kaprune_jax.train.optimizer import adamw, learning_rate
@@ -52,6 +54,35 @@ class Plan(NamedTuple):
     target_step: int
     notes: tuple[str, ...]
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """What was decided here, for the run's records."""
+        objective = dataclasses.asdict(self.objective)
+        return {"objective": objective, "steps": self.steps, "target_step": self.target_step}
+
+
+def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None) -> dict[str, Any]:
+    """How a model was made, for its folder: the settings that a person would need to make it again."""
+    settings = prepared.settings
+    names = "batch_size schedule warmup weight_decay max_length limit_train dtype seed evaluations".split()
+    if planned.target_step:
+        names += "scope target_at sparsity_schedule updates epochs learning_rate".split()
+    if settings.teacher is None:  # fine-tuned by the run itself
+        names += "teacher_epochs teacher_learning_rate".split()
+    made = {name: getattr(settings, name) for name in names} | planned.details | {"data": prepared.data.fingerprint}
+    if planned.objective.needs_teacher or method == "prune-finetuned":
+        assert teacher is not None
+        made["teacher"] = {"name": short_name(settings.teacher or "fine-tuned"), "sha256": teacher.fingerprint}
+    return made
+
+
+def short_name(model: str) -> str:
+    """A model's name without the machine's folders: a hub name whole, of a path the end."""
+    if not Path(model).exists():
+        return model
+    place = Path(model).absolute()
+    return f"{place.parent.name}/{place.name}" if place.name in ("model", "model-last", "teacher") else place.name
+
 
 def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
     """Sets up a method.
@@ -62,6 +93,9 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
         the pre-trained encoder pruned at once, then fine-tuned; "dense": fine-tuning without pruning.
       prepared: data and start.
       teacher: the fine-tuned model; None for "dense".
+
+    Raises:
+      InputError: teacher and start do not fit what the method does with them.
     """
     settings = prepared.settings
     dense = method == "dense"
@@ -77,6 +111,11 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
         return Plan("teacher", params, hard_labels_loss(), _extra(optimizer), rate, steps, 0, ())
     objective, notes = _objective(method, settings, prepared.start, teacher)
     if method == "prune-finetuned" and teacher is not None:
+        if param_shapes(teacher.config) != param_shapes(prepared.start.config):
+            raise InputError(
+                f"--teacher {settings.teacher}: prune-finetuned prunes the teacher, which must have the shape of "
+                f"--model {settings.model}; give that one's fine-tuned model, or another method"
+            )
         params = teacher.params
     if objective.projection and teacher is not None:
         widths = (prepared.start.config.hidden_size, teacher.config.hidden_size)
@@ -123,6 +162,12 @@ def _objective(
         changes["regression_target"] = settings.regression_target
     config = dataclasses.replace(_LOSSES.get(method, hard_labels_loss)(), **changes)
     notes: list[str] = []
+    layers = [0 if model is None else model.config.num_hidden_layers for model in (teacher, start)]
+    if teacher is not None and (config.hidden or config.attention) and layers[0] < layers[1]:
+        raise InputError(
+            f"--teacher {settings.teacher}: {layers[0]} layers, fewer than the student's {layers[1]}, and --method "
+            f"{method} learns from each; --method logits does not"
+        )
     if teacher is not None and (config.embeddings or config.hidden or config.attention):
         if config.attention and teacher.config.num_attention_heads != start.config.num_attention_heads:
             config = dataclasses.replace(config, attention=0.0)

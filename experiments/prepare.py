@@ -1,5 +1,6 @@
 """Reads and checks everything a run needs, before anything is written."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from kaprune_jax._errors import InputError
 from kaprune_jax._tree import select
 from kaprune_jax.data.loader import Encoded, TrainBatches, encode
 from kaprune_jax.data.rows import TaskData
-from kaprune_jax.deploy.folder import Model, load, load_start
-from kaprune_jax.models.bert import PRUNABLE, param_shapes
+from kaprune_jax.deploy.folder import load, load_start
+from kaprune_jax.deploy.model import Model
+from kaprune_jax.models.bert import PRUNABLE
 from kaprune_jax.prune.patterns import parse_pattern
 
 
@@ -21,7 +23,7 @@ class Prepared(NamedTuple):
     """What a run works with.
 
     Attributes:
-      settings: resolved settings.
+      settings: resolved settings, with the pooling, length and batch size that data and model came to.
       data: the task.
       start: the pre-trained encoder with the task's head.
       teacher: the given teacher, or None if it is to be fine-tuned.
@@ -64,9 +66,10 @@ def prepare(settings: Settings) -> Prepared:
             form.check(leaf.shape, path)
         except ValueError as error:
             raise InputError(f"--pattern: {error}") from None
-    teacher = load_teacher(settings, data, start)
+    teacher, teacher_notes = load_teacher(settings, data, start)
     models = [start] if teacher is None else [start, teacher]
-    limit = min(settings.max_length or 512, *(model.config.max_position_embeddings for model in models))
+    assert settings.max_length is not None
+    limit = min(settings.max_length, *(model.config.max_position_embeddings for model in models))
     for model in models:
         if len(start.tokenizer) > model.config.vocab_size:
             raise InputError(
@@ -76,7 +79,7 @@ def prepare(settings: Settings) -> Prepared:
         encode(rows, start.tokenizer, max_length=limit, pad=start.config.pad_token_id)
         for rows in (data.train, data.dev)
     )
-    notes = list(notes)
+    notes = [*notes, *teacher_notes]
     if train.truncated or dev.truncated:
         notes.append(
             f"truncated to {limit} tokens: {train.truncated} of {len(train.input_ids)} training rows, "
@@ -86,20 +89,28 @@ def prepare(settings: Settings) -> Prepared:
     batches = TrainBatches(train, batch_size=settings.batch_size, seed=settings.seed)
     if batches.batch_size < settings.batch_size:
         notes.append(f"batch size {batches.batch_size}: there are no more training rows")
+    settings = dataclasses.replace(
+        settings, pooling=start.config.pooling, max_length=limit, batch_size=batches.batch_size
+    )
     return Prepared(settings, data, start, teacher, batches, dev, start.tokenizer, tuple(notes))
 
 
-def load_teacher(settings: Settings, data: TaskData, start: Model) -> Model | None:
-    """The teacher that --teacher names, checked to fit task and student.
+def load_teacher(settings: Settings, data: TaskData, start: Model) -> tuple[Model | None, tuple[str, ...]]:
+    """The teacher that --teacher names, checked to fit task and student; and lines for a person.
 
     Raises:
       InputError: it has no head for this task's labels, or another vocabulary.
     """
     if settings.teacher is None:
-        return None
-    inside = Path(settings.teacher) / "teacher"  # a run's own teacher, rather than what it pruned
-    teacher = load(inside if inside.is_dir() else settings.teacher)
+        return None, ()
+    inside = [Path(settings.teacher) / name for name in ("teacher", "dense")]  # rather than what a run pruned
+    teacher = load(next((folder for folder in inside if folder.is_dir()), settings.teacher))
     head = "regression" if data.kind == "regression" else "classification"
+    notes = ()
+    if teacher.config.labels != data.labels and _same_classes(teacher.config.labels, data.labels):
+        was, taken = ", ".join(teacher.config.labels), ", ".join(data.labels)
+        notes = (f"--teacher {settings.teacher} calls its classes {was}; taken as {taken}",)
+        teacher = dataclasses.replace(teacher, config=teacher.config.replace(labels=data.labels))
     if (teacher.config.head, teacher.config.labels) != (head, data.labels):
         has = ", ".join(teacher.config.labels) or f"head {teacher.config.head}"
         wants = ", ".join(data.labels) or "head regression"
@@ -108,18 +119,13 @@ def load_teacher(settings: Settings, data: TaskData, start: Model) -> Model | No
         raise InputError(
             f"--teacher {settings.teacher}: its vocabulary is not that of --model {settings.model}; both read one batch"
         )
-    shapes = (param_shapes(teacher.config), param_shapes(start.config))
-    if "prune-finetuned" in settings.methods and shapes[0] != shapes[1]:
-        raise InputError(
-            f"--teacher {settings.teacher}: prune-finetuned prunes the teacher, which must have the shape of "
-            f"--model {settings.model}; give that one's fine-tuned model, or another method"
-        )
-    if "sparsebert" in settings.methods and teacher.config.num_hidden_layers < start.config.num_hidden_layers:
-        raise InputError(
-            f"--teacher {settings.teacher}: {teacher.config.num_hidden_layers} layers, fewer than the student's "
-            f"{start.config.num_hidden_layers}"
-        )
-    return teacher
+    return teacher, notes
+
+
+def _same_classes(theirs: tuple[str, ...], ours: tuple[str, ...]) -> bool:
+    """Whether class names mean the same: equal but for case, or LABEL_0, LABEL_1, ..., which stock scripts write."""
+    unnamed = theirs == tuple(f"LABEL_{number}" for number in range(len(ours)))
+    return unnamed or [name.casefold() for name in theirs] == [name.casefold() for name in ours]
 
 
 def check_out(settings: Settings) -> None:
@@ -131,11 +137,14 @@ def check_out(settings: Settings) -> None:
     assert settings.out is not None
     out = Path(settings.out)
     if settings.resume:
-        started = [*out.glob("metrics.jsonl"), *out.glob("*/metrics.jsonl"), *out.glob("*/ckpt"), *out.glob("ckpt")]
-        if not started:
+        single = (out / "config.json").is_file()
+        inside = sorted(file.parent.name for file in out.glob("*/env.json"))
+        if not single and not inside:
             raise InputError(f"--resume: {out} is no run folder: there is nothing to go on with")
-        if (out / "metrics.jsonl").is_file() != (len(settings.methods) == 1) and (out / "config.json").is_file():
+        if single and len(settings.methods) > 1:
             raise InputError(f"--resume: {out} is a run of one method; --method {settings.method} names several")
+        if set(inside) - {"teacher"} and len(settings.methods) == 1:
+            raise InputError(f"--resume: {out} holds runs of {', '.join(inside)}; --method {settings.method} names one")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: exists already; give another folder, or --resume to go on with the run in it")

@@ -35,7 +35,7 @@ PRESETS = {
     "qqp": Preset(8.0, 5e-4, 3.0, 1e-4),
     "rte": Preset(20.0, 5e-4, 5.0, 1e-4),
     "sst2": Preset(2.1, 5e-4, 0.6, 1e-4),
-    "stsb": Preset(10.0, 5e-4, 4.0, 1e-4),
+    "stsb": Preset(10.0, 5e-4, 4.0, 2e-4),
     "wnli": Preset(20.0, 5e-4, 5.0, 1e-4),
 }
 OWN_FILES = Preset(10.0, 5e-4, 4.0, 1e-4)

@@ -26,7 +26,8 @@ from kaprune_jax._errors import InputError
 from kaprune_jax.data.world import SPECIAL, vocabulary, write_tokenizer
 from kaprune_jax.data.world_facts import HATED, LIKED, POLARITY
 from kaprune_jax.data.world_text import KINDS, LEAVES, PLACES, QUALITIES, ROOMS, TOPS, pretraining_text
-from kaprune_jax.deploy.folder import load_tokenizer, save
+from kaprune_jax.deploy.folder import save
+from kaprune_jax.deploy.model import load_tokenizer
 from kaprune_jax.models.bert import init_params, make_apply
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.train.optimizer import adamw, learning_rate
@@ -143,9 +144,9 @@ def pretrain(arguments: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(folder)
         tokenizer = load_tokenizer(Path(folder))
-    command = (
-        f"python -m experiments.pretrain --steps {steps} --seed {arguments.seed} --batch-size {arguments.batch_size} "
-        f"--learning-rate {arguments.learning_rate:g}"
+    flags = {name: value for name, value in vars(arguments).items() if name != "out"}
+    command = " ".join(
+        ["python -m experiments.pretrain", *(f"--{name.replace('_', '-')} {value}" for name, value in flags.items())]
     )
     save(arguments.out, params, config, tokenizer=tokenizer, card=_card(command, loss, accuracy), dtype="float16")
     return {"loss": loss, "accuracy": accuracy}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -15,11 +16,21 @@ import jax
 from experiments.prepare import Prepared
 from experiments.settings import Settings, command_line
 from kaprune_jax._errors import InputError
-from kaprune_jax.deploy.weights import fingerprint, read_json
+from kaprune_jax.deploy.weights import read_json
 from kaprune_jax.train.loop import LogRecord
 
-# Settings that do not change what is computed.
+# Settings that do not change what is computed, and those that data and model have a part in.
 _FREE = ("resume", "log_every", "command", "out")
+_FOUND = ("pooling", "max_length", "batch_size")
+
+
+def say(text: str, *, end: str = "\n") -> None:
+    """A line on the terminal. Whoever reads it having gone, the run is asked to stop as by SIGTERM."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        signal.raise_signal(signal.SIGTERM)
 
 
 def write_json(file: Path, value: dict[str, Any]) -> None:
@@ -47,43 +58,57 @@ def versions() -> dict[str, str]:
 
 def environment(prepared: Prepared) -> dict[str, Any]:
     """Versions, devices, source revision, and what went in."""
-    where = Path(__file__).parent
-    git = ["git", "-C", str(where), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        revision = "unknown"
     return {
         "versions": versions(),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "revision": revision,
+        "revision": _revision(Path(__file__).parents[1]),
         "data": prepared.data.fingerprint,
-        "model": fingerprint(prepared.start.folder),
-        "teacher": fingerprint(prepared.teacher.folder) if prepared.teacher else None,
+        "model": prepared.start.fingerprint,
+        "teacher": prepared.teacher.fingerprint if prepared.teacher else None,
     }
 
 
-def open_run(folder: Path, settings: Settings, env: dict[str, Any]) -> None:
+def _revision(root: Path) -> str:
+    """The source's git revision; an enclosing project's is not ours."""
+    if not (root / ".git").exists():
+        return "unknown"
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dict[str, Any]) -> None:
     """Makes the run folder with its settings and environment; when resuming, checks that they are the same.
+
+    Args:
+      folder: the run folder.
+      settings: resolved settings.
+      details: what follows from settings, method and data, for the record; JSON values.
+      env: what `environment` gives.
 
     Raises:
       InputError: the folder holds a run with other settings, or cannot be written.
     """
-    config = dataclasses.asdict(settings) | {"command": command_line()}
+    config = dataclasses.asdict(settings) | details | {"command": command_line()}
     if (folder / "config.json").is_file():
-        old = read_json(folder / "config.json")
+        old, before = read_json(folder / "config.json"), read_json(folder / "env.json")
         different = [name for name in config if name not in _FREE and old.get(name) != config[name]]
-        if different:
-            name = different[0]
+        given = [name for name in different if name not in (*details, *_FOUND)]
+        if given:
+            name = given[0]
             raise InputError(
                 f"--resume: {folder} was started with --{name.replace('_', '-')} {old.get(name)}, now {config[name]}"
             )
-        before = read_json(folder / "env.json")
         for name in ("data", "model", "teacher"):
             if before.get(name) != env[name]:
                 raise InputError(f"--resume: {folder} was started with another {name}: its content has changed since")
+        if different:
+            name = different[0]
+            raise InputError(f"--resume: {folder} was started with {name} {old.get(name)}, now {config[name]}")
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +160,7 @@ class Recorder:
             f"{self.title}  step {record.step}/{self.steps}  loss {record.loss:.4g}  sparsity {record.delivered:.4f}  "
             f"{record.examples_per_second:.0f} rows/s  {minutes}:{seconds:02d} left"
         )
-        print(f"\r{line:<110}" if self._live else line, end="" if self._live else "\n", flush=True)
+        say(f"\r{line:<110}" if self._live else line, end="" if self._live else "\n")
 
     def evaluation(self, step: int, metrics: dict[str, float], sparsity: float) -> None:
         """A record of an evaluation."""
@@ -152,7 +177,7 @@ class Recorder:
         )
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         line = f"{self.title}  step {step}/{self.steps}  dev {shown}  sparsity {sparsity:.4f}"
-        print(f"\r{line:<110}" if self._live else line, flush=True)
+        say(f"\r{line:<110}" if self._live else line)
 
     def _append(self, record: dict[str, Any]) -> None:
         with self.file.open("a", encoding="utf-8") as opened:

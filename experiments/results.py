@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.method import short_name
 from experiments.prepare import Prepared
 from kaprune_jax._tree import select
 from kaprune_jax.deploy.folder import load
@@ -45,7 +46,8 @@ def card(result: dict[str, Any], prepared: Prepared, *, last: bool) -> str:
     score, metrics = (result["last"], result["last_metrics"]) if last else (result["pruned"], result["metrics"])
     figures = "\n".join(f"| {name} (dev) | {value:.4f} |" for name, value in metrics.items())
     dense = "" if result["dense"] is None else f"| {result['metric']} of the dense model | {result['dense']:.4f} |\n"
-    chosen = "the last step" if last else f"step {result['best_step']}, the best on dev at the target sparsity"
+    at_target = " at the target sparsity" if result["target_step"] else ""
+    chosen = "the last step" if last else f"step {result['best_step']}, the best on dev{at_target}"
     stock = (
         "`AutoModelForSequenceClassification` of `transformers` loads this folder as it is."
         if config.pooling == "cls"
@@ -53,9 +55,10 @@ def card(result: dict[str, Any], prepared: Prepared, *, last: bool) -> str:
         "classifier computes: `AutoModel` of `transformers` loads the encoder, and the logits are that mean times "
         "`classifier.weight` (transposed) plus `classifier.bias`, both in `model.safetensors`."
     )
-    return f"""# {result["task"]}: {settings.model}, {result["method"]}
+    start = short_name(settings.model)
+    return f"""# {result["task"]}: {start}, {result["method"]}
 
-Fine-tuned on {result["task"]} from `{Path(settings.model).name}`; {result["sparsity"]["encoder"]:.2%} of the encoder's
+Fine-tuned on {result["task"]} from `{start}`; {result["sparsity"]["encoder"]:.2%} of the encoder's
 matrices are zeros (pattern {result["pattern"]}), {result["sparsity"]["all"]:.2%} of all parameters.
 Weights of {chosen}.
 

@@ -1,6 +1,5 @@
 """One run: a method trained from start to end, its evaluations, its models and its figures."""
 
-import resource
 import shutil
 import sys
 import time
@@ -11,15 +10,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.method import Plan, plan
+from experiments.memory import peak_bytes, restart_peak
+from experiments.method import Plan, plan, recipe, short_name
 from experiments.prepare import Prepared
-from experiments.record import Recorder, environment, open_run, versions, write_json
+from experiments.record import Recorder, environment, open_run, say, versions, write_json
 from experiments.results import card, delivered, read_result
 from experiments.settings import teacher_settings
 from kaprune_jax._errors import InputError
-from kaprune_jax.data.loader import Encoded, eval_batches
-from kaprune_jax.data.metrics import majority_score, score
-from kaprune_jax.deploy.folder import Model, load, save
+from kaprune_jax.data.loader import eval_batches
+from kaprune_jax.data.metrics import majority_score, score_task
+from kaprune_jax.deploy.folder import load, save
+from kaprune_jax.deploy.model import Model
 from kaprune_jax.models.bert import make_apply
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.prune.masks import sparsity
@@ -30,17 +31,15 @@ from kaprune_jax.train.step import TrainState, get_masks, init_state, make_predi
 ShouldStop = Callable[[], bool]
 
 
-def evaluate(
-    predict: Callable, params: Any, dev: Encoded, metrics: tuple[str, ...], *, batch_size: int
-) -> dict[str, float]:
-    """Scores of a model on the evaluation rows."""
+def evaluate(predict: Callable, params: Any, prepared: Prepared, *, batch_size: int) -> dict[str, float]:
+    """Scores of a model on the evaluation rows, the main one first."""
+    dev = prepared.dev
     pending = [(rows, predict(params, batch)) for rows, batch in eval_batches(dev, batch_size=batch_size)]
     first = np.asarray(pending[0][1])
     logits = np.zeros((len(dev.input_ids), first.shape[-1]), np.float32)
     for rows, values in pending:
         logits[rows] = np.asarray(values)[: len(rows)]
-    regression = np.issubdtype(dev.labels.dtype, np.floating)
-    return score(metrics, logits[:, 0] if regression else logits.argmax(axis=-1), dev.labels)
+    return score_task(prepared.data, logits)
 
 
 def get_teacher(prepared: Prepared, folder: Path, should_stop: ShouldStop) -> tuple[Model, float]:
@@ -52,17 +51,17 @@ def get_teacher(prepared: Prepared, folder: Path, should_stop: ShouldStop) -> tu
     if prepared.teacher is not None:
         teacher = prepared.teacher
         predict = make_predict(make_apply(teacher.config, dtype=prepared.settings.dtype))
-        metrics = evaluate(predict, teacher.params, prepared.dev, prepared.data.metrics, batch_size=32)
+        metrics = evaluate(predict, teacher.params, prepared, batch_size=32)
         value = metrics[prepared.data.metrics[0]]
     else:
         value = run_method("dense", prepared, folder, should_stop)["dense"]
         teacher = load(folder)
-    _check_teacher(prepared, value)
-    print(f"teacher: {prepared.data.metrics[0]} {value:.4f} on dev", flush=True)
+    _check_teacher(prepared, value, None if prepared.teacher else folder)
+    say(f"teacher: {prepared.data.metrics[0]} {value:.4f} on dev")
     return teacher, value
 
 
-def _check_teacher(prepared: Prepared, value: float) -> None:
+def _check_teacher(prepared: Prepared, value: float, folder: Path | None) -> None:
     """Refuses a teacher within two standard errors of the constant prediction, or half way from there to 1."""
     name = prepared.data.metrics[0]
     majority = majority_score(prepared.data)
@@ -76,9 +75,10 @@ def _check_teacher(prepared: Prepared, value: float) -> None:
         f"(at least {least:.4f} is wanted): there is nothing to distil"
     )
     if not prepared.settings.allow_weak_teacher:
+        kept = f"; it is kept in {folder}" if folder else ""
         raise InputError(
-            f"{line}; fine-tune it longer (--teacher-epochs, --teacher-learning-rate), start from a related task "
-            "(--model RUN), or go on with --allow-weak-teacher"
+            f"{line}{kept}; fine-tune another (--out NEW, --teacher-epochs, --teacher-learning-rate), start from a "
+            f"related task (--model RUN), or go on with {'--resume ' if folder else ''}--allow-weak-teacher"
         )
     print(f"warning: {line}", file=sys.stderr)
 
@@ -103,35 +103,36 @@ def run_method(
       dense: its score on dev.
     """
     settings, began = prepared.settings, time.perf_counter()
-    if method == "dense" and settings.method != "dense":  # the teacher of a run: what prunes does not concern it
+    if method == "dense":  # what prunes does not concern it
         settings = teacher_settings(settings)
         prepared = prepared._replace(settings=settings)
-    open_run(folder, settings, environment(prepared))
+    restart_peak()
+    planned = plan(method, prepared, teacher)
+    open_run(folder, settings, planned.details, environment(prepared))
     if done := read_result(folder):
         return done
-    todo = plan(method, prepared, teacher)
     config = teacher.config if method == "prune-finetuned" and teacher else prepared.start.config
     apply = make_apply(config, dtype=settings.dtype)
-    distils = teacher is not None and todo.objective.needs_teacher
+    distils = teacher is not None and planned.objective.needs_teacher
     teacher_apply = make_apply(teacher.config, dtype=settings.dtype) if distils and teacher else None
-    traced = _CountTraces(make_train_step(apply, todo.tx, todo.objective, teacher=teacher_apply))
+    traced = _CountTraces(make_train_step(apply, planned.tx, planned.objective, teacher=teacher_apply))
     key = jax.random.fold_in(jax.random.key(settings.seed), 2)
-    state = init_state(todo.params, todo.tx, key)
-    run = _Run(method, prepared, todo, folder, config, make_predict(apply), dense)
+    state = init_state(planned.params, planned.tx, key)
+    run = _Run(method, prepared, planned, folder, config, make_predict(apply), teacher, dense)
     try:
         state = run.begin(state, resume=settings.resume)
-        for note in todo.notes:
-            print(f"note: {note}")
+        for note in planned.notes:
+            say(f"note: {note}")
         hooks = Hooks(run.on_log, run.on_eval, run.on_pause, should_stop)
         state = fit(
             jax.jit(traced, donate_argnums=0),
             state,
             prepared.train,
-            steps=todo.steps,
+            steps=planned.steps,
             hooks=hooks,
             teacher_params=teacher.params if distils and teacher else None,
             log_every=settings.log_every,
-            eval_every=max(1, -(-todo.steps // settings.evaluations)),
+            eval_every=max(1, -(-planned.steps // settings.evaluations)),
         )
         return run.finish(state, seconds=run.seconds_before + time.perf_counter() - began, traces=traced.count)
     finally:
@@ -156,15 +157,16 @@ class _Run:
         self,
         method: str,
         prepared: Prepared,
-        todo: Plan,
+        planned: Plan,
         folder: Path,
         config: BertConfig,
         predict: Callable,
+        teacher: Model | None,
         dense: float | None,
     ):
-        self.method, self.prepared, self.plan, self.folder = method, prepared, todo, folder
-        self.config, self.predict, self.dense = config, predict, dense
-        self.recorder = Recorder(folder, todo.phase, f"{prepared.data.name} {method}", todo.steps)
+        self.method, self.prepared, self.plan, self.folder = method, prepared, planned, folder
+        self.config, self.predict, self.teacher, self.dense = config, predict, teacher, dense
+        self.recorder = Recorder(folder, planned.phase, f"{prepared.data.name} {method}", planned.steps)
         self.checkpoints = Checkpoints(folder / "ckpt")
         self.best: dict[str, Any] = {}
         self.last: dict[str, float] = {}
@@ -177,8 +179,9 @@ class _Run:
         if resume and self.checkpoints.latest is not None:
             state, extra = self.checkpoints.restore(state)
             self.best, self.last, self.seconds_before = extra["best"], extra["last"], extra["seconds"]
+            self.rates = extra["rates"]
             self.recorder.rewind(int(state.step))
-            print(f"going on at step {int(state.step)} of {self.plan.steps}")
+            say(f"going on at step {int(state.step)} of {self.plan.steps}")
         else:
             self._checkpoint(state)
         return state
@@ -192,7 +195,7 @@ class _Run:
         removed = sparsity(masks) if masks is not None else 0.0
         settings, data = self.prepared.settings, self.prepared.data
         assert settings.batch_size is not None
-        metrics = evaluate(self.predict, state.params, self.prepared.dev, data.metrics, batch_size=settings.batch_size)
+        metrics = evaluate(self.predict, state.params, self.prepared, batch_size=settings.batch_size)
         step = int(state.step)
         self.recorder.evaluation(step, metrics, removed)
         self.last = metrics
@@ -206,7 +209,8 @@ class _Run:
 
     def _checkpoint(self, state: TrainState) -> None:
         seconds = self.seconds_before + time.perf_counter() - self._began
-        self.checkpoints.save(state, {"best": self.best, "last": self.last, "seconds": seconds})
+        extra = {"best": self.best, "last": self.last, "seconds": seconds, "rates": self.rates}
+        self.checkpoints.save(state, extra)
 
     def _save_model(self, state: TrainState, name: str) -> None:
         """Writes a model folder beside the old one, then puts it in its place."""
@@ -218,8 +222,9 @@ class _Run:
             "method": self.method,
             "pattern": settings.pattern,
             "sparsity": settings.sparsity if self.plan.target_step else 0.0,
-            "start": settings.model,
+            "source": {"name": short_name(settings.model), "sha256": self.prepared.start.fingerprint},
             "step": int(state.step),
+            "recipe": recipe(self.method, self.prepared, self.plan, self.teacher),
         }
         masks = get_masks(state.opt_state)
         if masks is not None:
@@ -251,7 +256,7 @@ class _Run:
             "steps": self.plan.steps,
             "seconds": round(seconds, 1),
             "examples_per_second": round(float(np.median(self.rates)), 1) if self.rates else None,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": peak_bytes(),
             "compilations": traces,
             "batch_shapes": [[self.prepared.train.batch_size, length] for length in self.prepared.train.lengths],
             "versions": versions(),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from experiments.presets import GLUE_TASKS, MICRO_TASKS, OWN_FILES, PRESETS
+from experiments.presets import GLUE_TASKS, MICRO_TASKS, OWN_FILES, PRESETS, Preset
 from kaprune_jax._errors import InputError
 from kaprune_jax.prune.patterns import parse_pattern
 
@@ -34,10 +34,10 @@ class Settings:
         "pre-trained start: a Hugging Face folder, a model folder, a hub name, or mini (bundled)", "mini"
     )
     teacher: str | None = _flag("run or model folder to distil from [fine-tuned first]", None)
-    method: str = _flag(
+    method: str | None = _flag(
         f"one of {', '.join(METHODS)}; or several, comma-separated [sparsebert,hard-labels for built-in tasks, "
         "else sparsebert]",
-        "",
+        None,
     )
     sparsity: float | None = _flag(
         "fraction of encoder-matrix weights removed, in [0, 1) [0.95; 1 - N/M for N:M]", None
@@ -86,7 +86,7 @@ class Settings:
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods to run, in order."""
-        return tuple(self.method.split(","))
+        return tuple((self.method or "").split(","))
 
 
 def parse(arguments: list[str] | None = None, *, prog: str = "python -m experiments.glue") -> Settings:
@@ -99,6 +99,8 @@ def parse(arguments: list[str] | None = None, *, prog: str = "python -m experime
         prog=prog,
         description="Prune a pre-trained text encoder while distilling from its fine-tuned teacher. Without flags: "
         "the built-in offline example.",
+        epilog=_by_task(),
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     hints = get_type_hints(Settings)
@@ -142,7 +144,8 @@ def resolve(settings: Settings) -> Settings:
         raise InputError(f"--data-dir {settings.data_dir} and --source {settings.source}: give one of them")
     preset = OWN_FILES if own else PRESETS[settings.task]
     filled = {name: value for name, value in dataclasses.asdict(preset).items() if getattr(settings, name) is None}
-    filled["method"] = settings.method or ("sparsebert,hard-labels" if micro else "sparsebert")
+    if settings.method is None:
+        filled["method"] = "sparsebert,hard-labels" if micro else "sparsebert"
     filled["task"] = Path(settings.train_file or "").name.split(".")[0] if own else settings.task
     try:
         pattern = parse_pattern(settings.pattern)
@@ -229,6 +232,23 @@ def loss_weights(text: str) -> dict[str, float]:
             raise InputError(f"--loss-weights {part!r}: NAME=NUMBER with a name of {', '.join(allowed)}, a number >= 0")
         weights[name] = value
     return weights
+
+
+def _by_task() -> str:
+    """The table of defaults that depend on the task."""
+    names = [field.name for field in dataclasses.fields(Preset)]
+    rows = [("by task", *("--" + name.replace("_", "-") for name in names))]
+    for task, preset in {**PRESETS, "own files": OWN_FILES}.items():
+        rows.append((task, *(f"{getattr(preset, name):g}" for name in names)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+class _Help(argparse.HelpFormatter):
+    """Leaves the table under the flags as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class _Parser(argparse.ArgumentParser):

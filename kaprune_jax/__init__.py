@@ -1,9 +1,9 @@
 """Knowledge-aware pruning of pre-trained text encoders: masks, distillation, and the models they act on."""
 
-from .deploy.folder import Model as Model
-from .deploy.folder import Prediction as Prediction
 from .deploy.folder import load as load
 from .deploy.folder import save as save
+from .deploy.model import Model as Model
+from .deploy.model import Prediction as Prediction
 from .distill.losses import attention_loss as attention_loss
 from .distill.losses import hidden_loss as hidden_loss
 from .distill.losses import kl_loss as kl_loss

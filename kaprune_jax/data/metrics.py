@@ -63,6 +63,24 @@ def score(metrics: tuple[str, ...], predictions: Values, labels: Values) -> dict
     return {name: _score(name, predictions, labels) for name in metrics}
 
 
+def score_task(data: TaskData, logits: Float[np.ndarray, "rows outputs"]) -> dict[str, float]:
+    """Score a model's outputs on dev by the task's metrics, and by the first of them on each of its `dev_groups`.
+
+    Args:
+      data: the task.
+      logits: a row of class logits, or one score, per row of dev.
+
+    Returns:
+      Metric name to score, the main one first; a group's is called METRIC_GROUP.
+    """
+    predictions = logits[:, 0] if data.kind == "regression" else logits.argmax(axis=-1)
+    scores = score(data.metrics, predictions, data.dev.labels)
+    main = data.metrics[0]
+    for name, rows in data.dev_groups.items():
+        scores[f"{main}_{name}"] = score((main,), predictions[rows], data.dev.labels[rows])[main]
+    return scores
+
+
 def majority_score(data: TaskData) -> MajorityScore:
     """Score, on dev, the constant prediction that train suggests: a model near it has learned nothing.
 

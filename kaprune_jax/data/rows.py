@@ -5,11 +5,13 @@ Every source (GLUE's files, own files, the hub, TFDS) hands `RawRows` to `task_d
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from reprlib import repr as short
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from kaprune_jax._errors import InputError
 
@@ -58,6 +60,7 @@ class TaskData(NamedTuple):
       train: training rows.
       dev: evaluation rows.
       fingerprint: SHA-256 (hex) over label names and the rows of both splits.
+      dev_groups: parts of dev worth a score of their own, by name: True for the rows of the part.
     """
 
     name: str
@@ -67,6 +70,7 @@ class TaskData(NamedTuple):
     train: Rows
     dev: Rows
     fingerprint: str
+    dev_groups: Mapping[str, Bool[np.ndarray, " rows"]] = MappingProxyType({})
 
 
 def label_kind(labels: tuple[str, ...]) -> Kind:

@@ -218,7 +218,7 @@ def load_world(task: str, *, seed: int = 0) -> TaskData:
 
     Returns:
         Balanced rows without duplicates; the first half of `dev` uses words of the training rows only, every row of
-        the second half contains a held-out word.
+        the second half (`dev_groups["new_words"]`) contains a held-out word.
 
     Raises:
         InputError: another task.
@@ -235,6 +235,7 @@ def load_world(task: str, *, seed: int = 0) -> TaskData:
         texts, labels = zip(*rows, strict=True)
         return RawRows(f"{task} {split}", texts, labels, tuple(range(1, len(rows) + 1)))
 
-    return task_data(
+    data = task_data(
         task, raw("train", train), raw("dev", dev), kind="classification", metrics=("accuracy",), labels=_LABELS[task]
     )
+    return data._replace(dev_groups={"new_words": held_out_rows(data.dev)})

@@ -1,12 +1,10 @@
 """Model folders: reading any BERT-layout Hugging Face folder, and writing our own in the same layout."""
 
-import dataclasses
-import functools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,97 +17,15 @@ from safetensors.numpy import save_file
 from kaprune_jax._errors import InputError
 from kaprune_jax._tree import path_string
 from kaprune_jax._typing import Masks, Params
+from kaprune_jax.deploy.model import Model
 from kaprune_jax.deploy.pooling import detect_pooling
-from kaprune_jax.deploy.weights import WEIGHTS, fingerprint, read_json, read_tensors
-from kaprune_jax.models.bert import BertOutput, init_params, make_apply, param_shapes
+from kaprune_jax.deploy.weights import WEIGHTS, read_json, read_tensors
+from kaprune_jax.models.bert import init_params, param_shapes
 from kaprune_jax.models.config import BertConfig, Head, Pooling, from_hugging_face, to_hugging_face
 from kaprune_jax.models.convert import from_tensors, to_tensors
 
 MINI = Path(__file__).parent.parent / "assets" / "mini"
 MASKS = "masks.safetensors"
-
-
-class Prediction(NamedTuple):
-    """What `Model.predict` returns for one row.
-
-    Attributes:
-      label: the most probable class name, or the predicted score of a regression.
-      probabilities: by class name; empty for a regression.
-    """
-
-    label: str | float
-    probabilities: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A loaded model.
-
-    Attributes:
-      config: sizes, head, labels and pooling.
-      params: plain nested dict of float32 arrays.
-      folder: where it was read from.
-      details: the `kaprune` section of its configuration.
-    """
-
-    config: BertConfig
-    params: Params
-    folder: Path
-    details: Mapping[str, Any]
-
-    @functools.cached_property
-    def tokenizer(self) -> Any:
-        """The checkpoint's own tokenizer, as `transformers` loads it."""
-        return load_tokenizer(self.folder)
-
-    @functools.cached_property
-    def apply(self) -> Callable[..., BertOutput]:
-        """`apply(params, input_ids, attention_mask, token_type_ids)`; see `kaprune_jax.models.bert.make_apply`."""
-        return make_apply(self.config)
-
-    @functools.cached_property
-    def _logits(self) -> Callable[..., Any]:
-        return jax.jit(lambda params, *batch: self.apply(params, *batch).logits)
-
-    def predict(self, rows: Sequence[str | tuple[str, ...]], *, batch_size: int = 32) -> list[Prediction]:
-        """Labels and probabilities of sentences or pairs of sentences.
-
-        Raises:
-          InputError: the model has no sentence-level head.
-        """
-        if not self.config.num_logits:
-            raise InputError(f"{self.folder}: a model without a sentence-level head cannot predict labels")
-        if isinstance(rows, str):
-            raise InputError("predict: a list of texts is needed, not one text")
-        pairs = [(row,) if isinstance(row, str) else tuple(row) for row in rows]
-        predictions: list[Prediction] = []
-        for start in range(0, len(pairs), batch_size):
-            piece = pairs[start : start + batch_size]
-            texts = [list(column) for column in zip(*piece, strict=True)]
-            batch = self.tokenizer(
-                *texts,
-                padding=True,
-                truncation=True,
-                max_length=self.config.max_position_embeddings,
-                pad_to_multiple_of=16,
-                return_token_type_ids=True,
-                return_tensors="np",
-            )
-            limit = self.config.max_position_embeddings
-            columns = [batch[name][:, :limit] for name in ("input_ids", "attention_mask", "token_type_ids")]
-            predictions += self._name(np.asarray(self._logits(self.params, *columns)))
-        return predictions
-
-    def _name(self, logits: np.ndarray) -> list[Prediction]:
-        if self.config.head == "regression":
-            return [Prediction(float(row[0]), {}) for row in logits]
-        shares = np.asarray(jax.nn.softmax(logits, axis=-1))
-        return [
-            Prediction(
-                self.config.labels[int(row.argmax())], dict(zip(self.config.labels, map(float, row), strict=True))
-            )
-            for row in shares
-        ]
 
 
 def load(folder: str | os.PathLike[str], *, pooling: Pooling | None = None) -> Model:
@@ -212,22 +128,6 @@ def find_folder(name: str | os.PathLike[str]) -> Path:
         raise InputError(f"{text!r}: neither a folder here nor a model that the hub gave ({line})") from None
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder.
-
-    Raises:
-      InputError: there is none, or it cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        raise InputError(f"{folder}: no tokenizer; tokenizer.json or vocab.txt is needed")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None
-
-
 def save(
     folder: str | os.PathLike[str],
     params: Params,
@@ -293,6 +193,3 @@ def _save_masks(file: Path, masks: Masks) -> None:
         bits[name] = np.packbits(np.asarray(mask).reshape(-1))
         shapes[name] = "x".join(map(str, mask.shape))
     save_file(bits, file, metadata=shapes)
-
-
-__all__ = ["MINI", "Model", "Prediction", "Start", "find_folder", "fingerprint", "load", "load_start", "save"]

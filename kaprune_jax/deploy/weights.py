@@ -23,8 +23,10 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / _INDEX).is_file():
-        names = read_json(folder / _INDEX).get("weight_map", {}).values()
-        files = [folder / name for name in sorted(set(names))]
+        shards = read_json(folder / _INDEX).get("weight_map", {})
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise InputError(f"{folder / _INDEX}: weight_map must be a JSON object of tensor and file names")
+        files = [folder / name for name in sorted(set(shards.values()))]
         for file in files:
             if not file.is_file():
                 raise InputError(f"{folder / _INDEX}: shard {file.name} is missing")

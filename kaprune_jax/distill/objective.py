@@ -97,7 +97,7 @@ def objective(
     teacher: Outputs | None,
     *,
     mask: Array,
-    labels: Array,
+    labels: Array | None = None,
     projection: dict[str, Array] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The total loss of a batch and its terms, unweighted.
@@ -107,14 +107,15 @@ def objective(
       student: outputs that gradients flow into.
       teacher: outputs taken as constants; None where no term needs them.
       mask: [batch, seq], nonzero for real tokens.
-      labels: [batch], int32 class ids or float32 scores.
+      labels: [batch], int32 class ids or float32 scores; float32 makes it a regression. None, for classes without
+        gold labels, where `labels` has no weight.
       projection: parameters of `init_projection`, or None.
 
     Returns:
       the scalar Σ weight·term, and the terms by name: embeddings, hidden, attention, logits, labels.
 
     Raises:
-      ValueError: a teacher is needed but missing, head counts or widths differ where they must agree.
+      ValueError: a teacher or labels are needed but missing, head counts or widths differ where they must agree.
     """
     terms: dict[str, Array] = {}
     if config.needs_teacher:
@@ -122,6 +123,8 @@ def objective(
             raise ValueError("a distillation term has a weight above 0, but no teacher is given")
         terms |= _teacher_terms(config, student, _constant(teacher), mask, labels, projection)
     if config.labels:
+        if labels is None:
+            raise ValueError("the term `labels` has a weight above 0, but no labels are given")
         terms["labels"] = label_loss(student.logits, labels).mean()
     total = jnp.float32(0.0)
     for name, term in terms.items():
@@ -134,7 +137,7 @@ def _constant(outputs: Outputs) -> Outputs:
     return jax.lax.stop_gradient(outputs)
 
 
-def _teacher_terms(config, student, teacher, mask, labels, projection) -> dict[str, Array]:
+def _teacher_terms(config, student, teacher, mask, labels: Array | None, projection) -> dict[str, Array]:
     def project(states):
         if projection is not None:
             kernel, bias = (projection[name].astype(states.dtype) for name in ("kernel", "bias"))
@@ -172,7 +175,7 @@ def _teacher_terms(config, student, teacher, mask, labels, projection) -> dict[s
         ]
         terms["attention"] = jnp.sum(jnp.stack(losses))
     if config.logits:
-        if not jnp.issubdtype(labels.dtype, jnp.floating):
+        if labels is None or not jnp.issubdtype(labels.dtype, jnp.floating):
             each = soft_cross_entropy(student.logits, teacher.logits, temperature=config.temperature)
         else:
             target = labels if config.regression_target == "gold" else teacher.logits[:, 0]

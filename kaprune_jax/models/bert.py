@@ -162,8 +162,3 @@ def make_apply(config: BertConfig, *, dtype: str = "float32") -> Callable[..., B
         return model(input_ids, mask, types, rngs=rngs)
 
     return apply
-
-
-def cast_params(params: Params, dtype: Any) -> Params:
-    """All floating-point leaves in another type."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, params)

@@ -134,8 +134,9 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
 def to_hugging_face(config: BertConfig) -> dict[str, Any]:
     """The configuration as stock `transformers` reads it.
 
-    A mean-pooled model is written as `BertModel`: no stock class of the BERT family pools that way, and one that
-    loaded it as a classifier would silently give other logits.
+    The `kaprune` section lists per layer which heads are there and how wide its FFN is: all of them, as long as
+    nothing is removed as a whole. A mean-pooled model is written as `BertModel`: no stock class of the BERT family
+    pools that way, and one that loaded it as a classifier would silently give other logits.
     """
     raw: dict[str, Any] = {name: getattr(config, name) for name in _SIZES}
     stock = config.pooling == "cls" or config.head in ("none", "masked-lm")
@@ -148,5 +149,11 @@ def to_hugging_face(config: BertConfig) -> dict[str, Any]:
     elif config.head == "regression":
         raw["id2label"], raw["label2id"] = {"0": "score"}, {"score": 0}
         raw["problem_type"] = "regression"
-    raw["kaprune"] = {"pooling": config.pooling, "head": config.head}
+    layer = {"heads": list(range(config.num_attention_heads)), "ffn": config.intermediate_size}
+    raw["kaprune"] = {
+        "pooling": config.pooling,
+        "head": config.head,
+        "hidden": config.hidden_size,
+        "layers": [layer] * config.num_hidden_layers,
+    }
     return raw

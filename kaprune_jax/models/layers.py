@@ -16,7 +16,10 @@ from kaprune_jax.models.config import BertConfig
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x Φ(x) with the exact normal distribution function; its gradient keeps x alone, not three arrays."""
+    """x Φ(x) with the exact normal distribution function; its gradient keeps x alone, not three arrays.
+
+    Reverse mode only (`jax.grad`, `jax.vjp`): forward-mode derivatives of a custom VJP do not exist.
+    """
     return jax.nn.gelu(x, approximate=False)
 
 

@@ -40,8 +40,8 @@ class MagnitudePruningState(NamedTuple):
 def magnitude_pruning(
     schedule: PruningSchedule,
     *,
-    every: int | None = None,
-    updates: int | None = None,
+    every: int | np.integer | None = None,
+    updates: int | np.integer | None = None,
     prunable: str | Predicate = r"encoder/.*/kernel",
     pattern: str = "element",
     scope: Literal["matrix", "global"] = "matrix",
@@ -130,7 +130,7 @@ def _update_masks(params, masks: Masks, form: Pattern, sparsities: np.ndarray, i
     """New masks inside the old ones, with the counts of the update at `index`."""
 
     def keys_of(param, mask):
-        return _keys(form.scores(param), form.split(mask))
+        return _keys(form.sums(jnp.abs(param)), form.split(mask))
 
     def counts(shape) -> Array:
         return jnp.asarray([form.kept(shape, value) for value in sparsities], jnp.int32)[index]

@@ -64,8 +64,8 @@ def topk_mask(scores: Float[Array, "..."], sparsity: float, *, pattern: str = "e
     """Keeps exactly floor(n (1 - sparsity)) pieces, those of the largest scores; ties go to the lower index.
 
     Args:
-      scores: what weights are ranked by, for instance their values: "element" ranks scores as they are, the other
-        patterns rank sums of |scores| over a piece.
+      scores: what is ranked, with its sign: pieces of several weights by the sum of their scores. For magnitude
+        pruning give `jnp.abs(weights)`.
       sparsity: fraction of pieces removed, in [0, 1). For "N:M" exactly N of M are kept and it must be 1 - N/M.
       pattern: "element", "block-RxC" (R inputs by C outputs), "N:M" (along the inputs, the first axis).
 
@@ -86,8 +86,7 @@ def topk_mask(scores: Float[Array, "..."], sparsity: float, *, pattern: str = "e
     form.check(scores.shape, "scores")
     if form.sparsity is not None and abs(form.sparsity - sparsity) > 1e-9:
         raise ValueError(f"sparsity={sparsity!r}; pattern {pattern} removes exactly {form.sparsity}")
-    ranked = scores.reshape(1, -1) if form.kind == "element" else form.scores(scores)
-    (mask,) = _select([_keys(ranked, None)], jnp.int32(form.kept(scores.shape, sparsity)))
+    (mask,) = _select([_keys(form.sums(scores), None)], jnp.int32(form.kept(scores.shape, sparsity)))
     return form.spread(mask, scores.shape)
 
 

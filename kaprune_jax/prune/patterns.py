@@ -14,7 +14,7 @@ _FORMS = "element, block-RxC (such as block-32x128), N:M (such as 2:4)"
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """A parsed pattern; its pieces are ranked by the sum of the magnitudes in them.
+    """A parsed pattern; its pieces are ranked by the sum of the scores in them, the magnitudes when pruning.
 
     Attributes:
       kind: "element"; "block", pieces of `rows` inputs by `columns` outputs; or "n:m", at most `rows` weights kept
@@ -57,16 +57,16 @@ class Pattern:
         count = keep_count(self.pieces(shape)[1], sparsity)
         return max(count, self.rows) if self.kind == "n:m" else count
 
-    def scores(self, weights: Float[Array, "..."]) -> Float[Array, "groups pieces"]:
-        """Sums of magnitudes per piece, in float32."""
-        magnitude = jnp.abs(weights.astype(jnp.float32))
+    def sums(self, scores: Float[Array, "..."]) -> Float[Array, "groups pieces"]:
+        """The scores summed over each piece, in float32."""
+        scores = scores.astype(jnp.float32)
         if self.kind == "element":
-            return magnitude.reshape(1, -1)
+            return scores.reshape(1, -1)
         if self.kind == "block":
-            inputs, outputs = weights.shape
-            blocks = magnitude.reshape(inputs // self.rows, self.rows, outputs // self.columns, self.columns)
+            inputs, outputs = scores.shape
+            blocks = scores.reshape(inputs // self.rows, self.rows, outputs // self.columns, self.columns)
             return blocks.sum(axis=(1, 3)).reshape(1, -1)
-        return magnitude.T.reshape(-1, self.columns)
+        return scores.T.reshape(-1, self.columns)
 
     def split(self, mask: Shaped[Array, "..."]) -> Shaped[Array, "groups pieces"]:
         """One value of each piece of an array that is constant within pieces."""

@@ -48,7 +48,9 @@ class PruningSchedule:
         rest = 1.0 - (step - self.begin) / (self.end - self.begin)
         return self.final - (self.final - self.initial) * (rest**3 if self.shape == "cubic" else rest)
 
-    def updates(self, *, every: int | None = None, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def updates(
+        self, *, every: int | np.integer | None = None, count: int | np.integer | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The steps at which masks are updated, ascending, and the sparsity of each.
 
         Exactly one of the two is given. The last update is at `end` and has `final`, whatever they are.
@@ -64,7 +66,7 @@ class PruningSchedule:
         if (every is None) == (count is None):
             raise ValueError("give either every= or updates=")
         given = every if every is not None else count
-        if not isinstance(given, int) or given < 1:
+        if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 1:
             raise ValueError(f"{'every' if every is not None else 'updates'}={given!r}; a whole number >= 1 is needed")
         span = self.end - self.begin
         if self.shape == "one-shot":

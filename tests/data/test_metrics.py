@@ -97,3 +97,19 @@ def test_majority_of_correlations():
     assert result == ({"matthews_correlation": 0.0}, pytest.approx(0.5))
     result = majority_score(data("1234", "12345", "pearson", "spearman", kind="regression"))
     assert result == ({"pearson": 0.0, "spearman": 0.0}, pytest.approx(0.5))
+
+
+def test_parts_of_dev_have_scores_of_their_own():
+    from kaprune_jax.data.metrics import score_task
+    from kaprune_jax.data.world import load_world
+
+    data = load_world("micro-nli")
+    logits = np.eye(3, dtype=np.float32)[data.dev.labels]
+    logits[::2] = logits[::2, [1, 2, 0]]  # every other answer is wrong
+    new = data.dev_groups["new_words"]
+    logits[~new] = np.eye(3, dtype=np.float32)[data.dev.labels[~new]]
+    scores = score_task(data, logits)
+    assert list(scores) == ["accuracy", "accuracy_new_words"]
+    assert scores["accuracy"] == pytest.approx(0.75)
+    assert scores["accuracy_new_words"] == pytest.approx(0.5)
+    assert list(score_task(data._replace(dev_groups={}), logits)) == ["accuracy"]

@@ -81,6 +81,11 @@ def test_nothing_half_written_remains(tmp_path, getkey, monkeypatch, error):
     assert list(tmp_path.iterdir()) == []
 
 
+def as_shards(folder, shards):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
@@ -95,6 +100,9 @@ def test_nothing_half_written_remains(tmp_path, getkey, monkeypatch, error):
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: line 1: not JSON"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "config.json: not UTF-8"),
         (lambda folder: (folder / "config.json").write_text("[]"), "a JSON object is needed"),
+        (lambda folder: as_shards(folder, ["model-1.safetensors"]), "weight_map must be a JSON object"),
+        (lambda folder: as_shards(folder, {"a": "model-1.safetensors"}), "shard model-1.safetensors is missing"),
+        (lambda folder: as_shards(folder, {}), "no weights"),
     ],
 )
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, prepare, message):
@@ -189,8 +197,18 @@ def test_predicts_labels_and_probabilities_of_texts(tmp_path, getkey):
         assert prediction.label == max(prediction.probabilities, key=prediction.probabilities.get)
     np.testing.assert_allclose(predictions[0].probabilities["no"], predictions[2].probabilities["no"], atol=1e-6)
     assert model.predict(["a robin is a bird ."])[0].label in ("no", "yes")
+    assert model.predict([]) == []
     with pytest.raises(InputError, match="without a sentence-level head"):
         mini.predict(["a"])
+
+
+@pytest.mark.parametrize("rows", [["a", ("a", "b")], [("a", "b"), "a"], [("a", "b", "c")]])
+def test_rows_that_are_not_alike_are_refused(tmp_path, getkey, rows):
+    mini = kp.load("mini")
+    config = mini.config.replace(head="regression", pooling="mean")
+    kp.save(tmp_path / "m", init_params(config, getkey()), config, tokenizer=mini.tokenizer)
+    with pytest.raises(InputError, match=r"predict: row \d is .*are needed"):
+        kp.load(tmp_path / "m").predict(rows)
 
 
 def test_prunable_is_the_six_matrices_of_each_layer():

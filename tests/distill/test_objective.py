@@ -53,6 +53,11 @@ def test_presets():
     assert list(terms) == ["logits"]
     with pytest.raises(ValueError, match="no teacher"):
         kp.objective(kp.sparsebert_loss(), outputs(0), None, mask=MASK, labels=IDS)
+    with pytest.raises(ValueError, match="no labels"):
+        kp.objective(kp.hard_labels_loss(), outputs(0), None, mask=MASK)
+    without, _ = kp.objective(kp.sparsebert_loss(), outputs(0), outputs(1), mask=MASK)
+    labelled, _ = kp.objective(kp.sparsebert_loss(), outputs(0), outputs(1), mask=MASK, labels=IDS)
+    assert without == labelled  # classes are distilled without gold labels
 
 
 def test_the_same_outputs_leave_only_the_entropy_of_the_logits():

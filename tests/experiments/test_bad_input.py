@@ -3,10 +3,12 @@
 import gzip
 import json
 import math
+import resource
 import shutil
 
 import pytest
 
+import kaprune_jax as kp
 from experiments import glue
 from experiments.settings import Settings, parse, resolve
 from kaprune_jax._errors import InputError
@@ -34,6 +36,7 @@ def refused(tmp_path, capsys, monkeypatch):
     ("flags", "parts"),
     [
         (["--task", "glue"], ["--task 'glue'", "cola, mnli", "micro-rte"]),
+        (["--method", ""], ["--method ''", "sparsebert, hard-labels"]),
         (["--method", "magic"], ["--method 'magic'", "sparsebert, hard-labels"]),
         (["--method", "sparsebert,sparsebert"], ["named twice"]),
         (["--pattern", "blocks"], ["--pattern", "'blocks'", "element, block-RxC"]),
@@ -146,6 +149,29 @@ def test_no_space_left_is_said_in_one_line(tiny, files, tmp_path, capsys, monkey
     assert glue.main(["--model", str(tiny), *files, "--out", str(tmp_path / "run")]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_disk_that_fills_up_during_the_run_is_said_in_one_line(tiny, files, tmp_path, capsys):
+    flags = ["--model", str(tiny), *files, "--method", "dense", "--teacher-epochs", "4", "--evaluations", "2"]
+    assert glue.main([*flags, "--out", str(tmp_path / "whole")]) == 0  # also fills the tests' compilation cache
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    weights = (tmp_path / "whole" / "model" / "model.safetensors").stat().st_size
+    for number, room in enumerate((500, weights // 4, weights // 2, weights - 1)):
+        run = tmp_path / f"run{number}"
+        capsys.readouterr()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # no file grows beyond this
+            code = glue.main([*flags, "--out", str(run)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        said = capsys.readouterr().err
+        assert code == 2, said
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+        assert str(run) in said
+        assert not (run / "result.json").exists()
+        for model in run.glob("model*"):
+            assert kp.load(model).params
 
 
 def test_defaults_are_filled_in_by_task():

@@ -186,6 +186,12 @@ def test_a_wider_teacher_is_learned_from_through_a_projection(run, files, tiny, 
     assert glue.main([*flags, "--out", str(tmp_path / "other")]) == 2
     assert "prune-finetuned prunes the teacher" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+    flags = ["--model", str(tmp_path / "wide"), *files, *QUICK, "--teacher", str(tmp_path / "run" / "model")]
+    flags += ["--method", "logits", "--out", str(tmp_path / "other")]
+    assert glue.main([*flags, "--loss-weights", "hidden=1"]) == 2
+    assert "2 layers, fewer than the student's 3" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    assert glue.main(flags) == 0  # the logits alone need no layers
 
 
 def test_regression_on_own_files(tiny, tmp_path):
@@ -205,12 +211,98 @@ def test_regression_on_own_files(tiny, tmp_path):
     assert set(result["metrics"]) == {"pearson", "spearman"}
 
 
-def test_a_weak_teacher_is_refused(run, tiny, files, tmp_path, capsys):
+def test_a_weak_teacher_is_refused_and_what_it_took_is_kept(tiny, files, tmp_path, capsys):
     flags = [flag for flag in QUICK if flag != "--allow-weak-teacher"] + ["--teacher-learning-rate", "1e-9"]
-    assert glue.main(["--model", str(tiny), *files, *flags, "--out", str(tmp_path / "run")]) == 2
+    flags = ["--model", str(tiny), *files, *flags]
+    assert glue.main([*flags, "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert "always answering the same gets" in said
-    assert "--allow-weak-teacher" in said
+    assert f"it is kept in {tmp_path / 'run' / 'teacher'}" in said
+    assert "--resume --allow-weak-teacher" in said
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["teacher"]
+    assert glue.main([*flags, "--teacher", str(tmp_path / "run"), "--out", str(tmp_path / "other")]) == 2
+    assert not (tmp_path / "other").exists()
+    trained = (tmp_path / "run" / "teacher" / "result.json").read_bytes()
+    assert glue.main([*flags, "--out", str(tmp_path / "run"), "--resume", "--allow-weak-teacher"]) == 0
+    assert (tmp_path / "run" / "teacher" / "result.json").read_bytes() == trained
+    assert (tmp_path / "run" / "result.json").is_file()
+
+
+def test_a_finished_run_is_left_as_it_is_and_another_is_not_gone_on_with(run, files, tmp_path, capsys):
+    flags = ["--method", "dense", "--teacher-epochs", "2"]
+    assert run(*flags) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert run(*flags, "--resume") == 0
+    after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert before.keys() == after.keys()
+    assert [path.name for path in before if before[path] != after[path]] == []
+    capsys.readouterr()
+    assert run(*flags, "--resume", "--seed", "1") == 2
+    assert "was started with --seed 0, now 1" in capsys.readouterr().err
+    train = Path(files[1])
+    train.write_text(train.read_text() + "the book was good .\tyes\n" * 20, "utf-8")  # and so more steps
+    assert run(*flags, "--resume") == 2
+    assert "was started with another data" in capsys.readouterr().err
+    assert run("--method", "dense,logits", "--resume") == 2
+    assert "is a run of one method; --method dense,logits names several" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    assert run(*flags, "--resume", "--out", str(tmp_path / "mine")) == 2
+    assert "there is nothing to go on with" in capsys.readouterr().err
+    assert tree_of(tmp_path / "mine") == ["notes.txt"]
+
+
+def test_a_run_killed_before_its_first_line_is_gone_on_with(run, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.run.fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("--method", "dense", "--teacher-epochs", "2")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    monkeypatch.setattr("experiments.run.fit", fit)
+    assert run("--method", "dense", "--teacher-epochs", "2", "--resume") == 0
+    assert (tmp_path / "run" / "result.json").is_file()
+
+
+def test_the_dense_model_beside_others_is_their_teacher(run, tmp_path, capsys):
+    assert run("--method", "hard-labels,dense") == 0
+    assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir()) == ["dense", "hard-labels"]
+    dense, pruned = (json.loads((tmp_path / "run" / m / "result.json").read_text()) for m in ("dense", "hard-labels"))
+    assert pruned["dense"] == dense["dense"] == dense["pruned"]
+    assert capsys.readouterr().out.count("dev accuracy") == 3 + 3
+    assert run("--method", "logits", "--resume") == 2
+    assert "holds runs of dense, hard-labels; --method logits names one" in capsys.readouterr().err
+    assert run("--method", "logits", "--teacher", str(tmp_path / "run"), "--out", str(tmp_path / "next")) == 0
+
+
+def test_a_teacher_of_a_stock_script_has_classes_without_names(run, tiny, files, tmp_path, capsys):
+    assert glue.main(["--model", str(tiny), *files, *QUICK, "--method", "dense", "--out", str(tmp_path / "t")]) == 0
+    file = tmp_path / "t" / "model" / "config.json"
+    raw = json.loads(file.read_text())
+    raw["id2label"] = {"0": "LABEL_0", "1": "LABEL_1"}
+    file.write_text(json.dumps(raw))
+    assert run("--teacher", str(tmp_path / "t" / "model")) == 0
+    assert "calls its classes LABEL_0, LABEL_1; taken as no, yes" in capsys.readouterr().out
+    assert kp.load(tmp_path / "run").config.labels == ("no", "yes")
+
+
+def test_the_records_name_what_was_decided(run, tiny, tmp_path):
+    assert run("--pattern", "block-4x4", "--loss-weights", "hidden=0.5", "--sparsity", "0.75") == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["pooling"] == "mean"
+    assert config["max_length"] == 32  # the model has no more positions
+    assert config["objective"]["hidden"] == 0.5
+    assert (config["steps"], config["target_step"]) == (30, 15)
+    section = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["kaprune"]
+    teacher = kp.load(tmp_path / "run" / "teacher").fingerprint
+    assert section["recipe"]["teacher"] == {"name": "fine-tuned", "sha256": teacher}
+    assert section["source"] == {"name": "tiny", "sha256": kp.load(tiny).fingerprint}
+    assert section["layers"] == [{"heads": [0, 1], "ffn": 32}] * 2
+    assert section["hidden"] == 16
+    assert (section["pattern"], section["sparsity"]) == ("block-4x4", 0.75)
+    assert section["recipe"]["objective"]["hidden"] == 0.5
+    assert section["recipe"]["learning_rate"] == 3e-3
 
 
 def test_a_loss_that_is_not_finite_ends_with_code_3_and_names_the_checkpoint(run, tmp_path, capsys):

@@ -33,13 +33,13 @@ def test_split_undoes_spread(text, rng):
     np.testing.assert_array_equal(form.split(full), values)
 
 
-def test_scores_are_sums_of_magnitudes(rng):
-    weights = rng.normal(size=(8, 6)).astype(np.float32)
-    blocks = parse_pattern("block-4x3").scores(jnp.asarray(weights))
-    wanted = [[np.abs(weights[i : i + 4, j : j + 3]).sum() for i in (0, 4) for j in (0, 3)]]
-    np.testing.assert_allclose(blocks, wanted, rtol=1e-6)
-    groups = parse_pattern("2:4").scores(jnp.asarray(weights))
-    np.testing.assert_allclose(groups[1], np.abs(weights[4:8, 0]), rtol=1e-6)
+def test_scores_are_summed_over_each_piece(rng):
+    scores = rng.normal(size=(8, 6)).astype(np.float32)
+    blocks = parse_pattern("block-4x3").sums(jnp.asarray(scores))
+    wanted = [[scores[i : i + 4, j : j + 3].sum() for i in (0, 4) for j in (0, 3)]]
+    np.testing.assert_allclose(blocks, wanted, atol=1e-6)
+    groups = parse_pattern("2:4").sums(jnp.asarray(scores))
+    np.testing.assert_allclose(groups[1], scores[4:8, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("text", "shape"), [("block-32x128", (64, 100)), ("2:4", (6, 4)), ("block-2x2", (4,))])

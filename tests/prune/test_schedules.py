@@ -59,3 +59,8 @@ def test_bad_values_are_named(arguments, named):
 def test_updates_needs_one_sound_number(arguments):
     with pytest.raises(ValueError, match="every|updates"):
         cubic(0.5, end=10).updates(**arguments)
+
+
+def test_whole_numbers_of_numpy_are_numbers():
+    steps, _ = cubic(0.5, end=10).updates(every=np.int64(5))
+    assert steps.tolist() == [5, 10]

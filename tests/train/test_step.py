@@ -25,14 +25,14 @@ def batch_of(seed, length=8):
     }
 
 
-def setup(*, config=None, teacher_config=CONFIG, projection=False, sparsity=0.9):
-    tx = optax.chain(adamw(1e-2), kp.magnitude_pruning(kp.cubic(sparsity, end=6), updates=3))
+def setup(*, config=None, student=CONFIG, teacher_config=CONFIG, projection=False, sparsity=0.9, optimizer=None):
+    tx = optax.chain(optimizer or adamw(1e-2), kp.magnitude_pruning(kp.cubic(sparsity, end=6), updates=3))
     params = init_params(CONFIG, jax.random.key(0))
     if projection:
         width = teacher_config.hidden_size
         params["projection"] = kp.init_projection(16, width, jax.random.key(5))
     teacher = init_params(teacher_config, jax.random.key(1))
-    step = make_train_step(make_apply(CONFIG), tx, config or kp.sparsebert_loss(), teacher=make_apply(teacher_config))
+    step = make_train_step(make_apply(student), tx, config or kp.sparsebert_loss(), teacher=make_apply(teacher_config))
     return step, init_state(params, tx, jax.random.key(2)), teacher
 
 
@@ -64,10 +64,11 @@ def test_weights_and_moments_of_what_is_removed_are_zero():
 
 
 def test_the_teacher_is_deterministic_and_gets_no_gradient():
-    step, state, teacher = setup()
+    still = CONFIG.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    step, state, teacher = setup(student=still)  # so that only the teacher's dropout could tell two keys apart
     before = jax.tree.map(np.asarray, teacher)
     one, _ = jax.jit(step)(state, teacher, batch_of(0))
-    two, _ = jax.jit(step)(state, teacher, batch_of(0))
+    two, _ = jax.jit(step)(state._replace(key=jax.random.key(7)), teacher, batch_of(0))
     chex.assert_trees_all_equal(one.params, two.params)
     chex.assert_trees_all_equal(before, jax.tree.map(np.asarray, teacher))
 
@@ -100,7 +101,8 @@ def test_a_wider_and_deeper_teacher_through_a_projection():
 
 
 def test_sums_over_devices_agree_with_one_device():
-    step, state, teacher = setup()
+    # Plain gradient steps: Adam would divide by gradients near zero, whose sign is rounding.
+    step, state, teacher = setup(optimizer=optax.sgd(0.1))
     batch = {name: np.concatenate([array, array]) for name, array in batch_of(0).items()}
     one, _ = jax.jit(step)(state, teacher, batch)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -109,9 +111,6 @@ def test_sums_over_devices_agree_with_one_device():
     eight, _ = jax.jit(step)(
         jax.device_put(state, everywhere), jax.device_put(teacher, everywhere), jax.device_put(batch, rows)
     )
-    # Adam divides by the root of a mean square: where a gradient is near zero its sign is rounding.
-    agree = [
-        np.mean(np.abs(np.asarray(a) - np.asarray(b)) < 1e-5)
-        for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(eight.params), strict=True)
-    ]
-    assert np.mean(agree) > 0.98
+    chex.assert_trees_all_close(one.params, jax.device_get(eight.params), rtol=1e-5, atol=1e-6)
+    moved = jax.tree.map(lambda new, old: float(jnp.max(jnp.abs(new - old))), one.params, state.params)
+    assert max(jax.tree.leaves(moved)) > 1e-3

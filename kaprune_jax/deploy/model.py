@@ -1,0 +1,126 @@
+"""A loaded model: configuration, parameters, tokenizer, predictions."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kaprune_jax._errors import InputError
+from kaprune_jax._typing import Params
+from kaprune_jax.deploy.weights import fingerprint
+from kaprune_jax.models.bert import BertOutput, make_apply
+from kaprune_jax.models.config import BertConfig
+
+
+class Prediction(NamedTuple):
+    """What `Model.predict` returns for one row.
+
+    Attributes:
+      label: the most probable class name, or the predicted score of a regression.
+      probabilities: by class name; empty for a regression.
+    """
+
+    label: str | float
+    probabilities: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A loaded model.
+
+    Attributes:
+      config: sizes, head, labels and pooling.
+      params: plain nested dict of float32 arrays.
+      folder: where it was read from.
+      details: the `kaprune` section of its configuration.
+    """
+
+    config: BertConfig
+    params: Params
+    folder: Path
+    details: Mapping[str, Any]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the weight files it was read from, in hexadecimal."""
+        return fingerprint(self.folder)
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's own tokenizer, as `transformers` loads it."""
+        return load_tokenizer(self.folder)
+
+    @functools.cached_property
+    def apply(self) -> Callable[..., BertOutput]:
+        """`apply(params, input_ids, attention_mask, token_type_ids)`; see `kaprune_jax.models.bert.make_apply`."""
+        return make_apply(self.config)
+
+    @functools.cached_property
+    def _logits(self) -> Callable[..., Any]:
+        return jax.jit(lambda params, *batch: self.apply(params, *batch).logits)
+
+    def predict(self, rows: Sequence[str | tuple[str, ...]], *, batch_size: int = 32) -> list[Prediction]:
+        """Labels and probabilities of sentences or pairs of sentences.
+
+        Raises:
+          InputError: the model has no sentence-level head, or the rows are not all texts or all pairs.
+        """
+        if not self.config.num_logits:
+            raise InputError(f"{self.folder}: a model without a sentence-level head cannot predict labels")
+        if isinstance(rows, str):
+            raise InputError("predict: a list of texts is needed, not one text")
+        pairs = [tuple(row) if isinstance(row, tuple | list) else (row,) for row in rows]
+        for number, row in enumerate(pairs):
+            if len(row) != len(pairs[0]) or len(row) not in (1, 2) or not all(isinstance(text, str) for text in row):
+                raise InputError(
+                    f"predict: row {number} is {rows[number]!r}; texts throughout, or pairs of texts throughout, "
+                    "are needed"
+                )
+        predictions: list[Prediction] = []
+        for start in range(0, len(pairs), batch_size):
+            piece = pairs[start : start + batch_size]
+            texts = [list(column) for column in zip(*piece, strict=True)]
+            batch = self.tokenizer(
+                *texts,
+                padding=True,
+                truncation=True,
+                max_length=self.config.max_position_embeddings,
+                pad_to_multiple_of=16,
+                return_token_type_ids=True,
+                return_tensors="np",
+            )
+            limit = self.config.max_position_embeddings
+            columns = [batch[name][:, :limit] for name in ("input_ids", "attention_mask", "token_type_ids")]
+            predictions += self._name(np.asarray(self._logits(self.params, *columns)))
+        return predictions
+
+    def _name(self, logits: np.ndarray) -> list[Prediction]:
+        if self.config.head == "regression":
+            return [Prediction(float(row[0]), {}) for row in logits]
+        shares = np.asarray(jax.nn.softmax(logits, axis=-1))
+        return [
+            Prediction(
+                self.config.labels[int(row.argmax())], dict(zip(self.config.labels, map(float, row), strict=True))
+            )
+            for row in shares
+        ]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder.
+
+    Raises:
+      InputError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise InputError(f"{folder}: no tokenizer; tokenizer.json or vocab.txt is needed")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None
