@@ -1,11 +1,11 @@
 """Checkpoints of a run's state with Orbax, written whole or not at all."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
-import shutil
-import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,24 +28,34 @@ def _form(array: Any) -> str:
     return f"{array.dtype}{list(array.shape)}"
 
 
-@contextlib.contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Keeps the threads of a failed write or read from printing hundreds of lines beside the one error that is raised.
+def _reserve(folder: Path, size: int) -> None:
+    """Takes and gives back room for a file of that many bytes, since Orbax and its threads fail badly half way.
 
-    Others of the same checkpoint end after Orbax has closed its event loop, at any time until the process
-    ends, hence complaints about that loop stay unsaid from then on; all others are passed on.
+    Raises:
+      OSError: there is no such room: a full disk, a quota, a limit on the size of files.
     """
-    logger, before = logging.getLogger("absl"), sys.unraisablehook
-    disabled = logger.disabled
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
 
-    def pass_on(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
 
-    sys.unraisablehook, logger.disabled = pass_on, True
+def _digest(folder: Path) -> str:
+    """SHA-256 (hex) over the names and bytes of all files below a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax from printing hundreds of lines beside the one error that is raised."""
+    logger = logging.getLogger("absl")
+    disabled, logger.disabled = logger.disabled, True
     try:
         yield
-        sys.unraisablehook = before
     finally:
         logger.disabled = disabled
 
@@ -73,18 +83,27 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         plain = _plain(state)
-        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(plain)), shutil.disk_usage(self.folder).free
-        if free < needed:
-            sizes = f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB free"
-            raise InputError(f"{self.folder}: step {step} cannot be written ({sizes})")
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(plain))
         args = ocp.args.Composite(state=ocp.args.StandardSave(plain), extra=ocp.args.JsonSave(extra))
         try:
-            with _without_chatter():
+            _reserve(self.folder, needed)
+            with _quiet():
                 self._manager.save(step, args=args)
-        except (ValueError, OSError) as error:  # tensorstore says ValueError where the disk is full
+            for old in self.folder.glob("*.sha256"):
+                if int(old.stem) not in self._manager.all_steps():
+                    old.unlink()
+            self._seal(step).write_text(_digest(self.folder / str(step)), "utf-8")
+        except OSError as error:
+            reason = f"{needed / 1e6:.1f} MB: {error.strerror or error}"
+            raise InputError(f"{self.folder}: step {step} cannot be written ({reason})") from None
+        except ValueError as error:  # tensorstore's, where the disk fills up in spite of that
             code = re.search(r"os_error_code='(\d+)'", str(error))
             line = os.strerror(int(code[1])) if code else str(error).splitlines()[0][:200]
             raise InputError(f"{self.folder}: step {step} cannot be written ({line})") from None
+
+    def _seal(self, step: int) -> Path:
+        """The file with the digest of a checkpoint; a run that was killed in between has none."""
+        return self.folder / f"{step}.sha256"
 
     @property
     def latest(self) -> int | None:
@@ -103,11 +122,14 @@ class Checkpoints:
         step = self.latest
         if step is None:
             raise InputError(f"{self.folder}: no checkpoint to go on from")
+        seal = self._seal(step)
+        if seal.exists() and seal.read_text("utf-8") != _digest(self.folder / str(step)):
+            raise InputError(f"{self.folder}: step {step} cannot be read (a file in it was altered or lost)")
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
         here = {path_string(path): _form(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
         try:
-            with _without_chatter():
+            with _quiet():
                 stored = jax.tree.leaves(self._manager.item_metadata(step)["state"].tree)
                 there = {leaf.name.replace(".", "/"): _form(leaf) for leaf in stored}
                 restored = self._manager.restore(step, args=args) if there == here else None

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -79,6 +80,20 @@ def test_nothing_half_written_remains(tmp_path, getkey, monkeypatch, error):
     with pytest.raises(InputError, match=error.strerror):
         kp.save(tmp_path / "m", init_params(SMALL, getkey()), SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+def test_a_limit_on_the_size_of_files_leaves_nothing_behind(tmp_path, getkey, share):
+    params = init_params(SMALL, getkey())
+    size = (kp.save(tmp_path / "whole", params, SMALL) / "model.safetensors").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * size), hard))
+        with pytest.raises(InputError, match=r"m: cannot be written \(.*[Ff]ile too large"):
+            kp.save(tmp_path / "m", params, SMALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
 def as_shards(folder, shards):

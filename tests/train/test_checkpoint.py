@@ -1,3 +1,7 @@
+import errno
+import os
+import resource
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,14 +44,40 @@ def test_a_state_of_another_shape_is_not_taken_for_this_one(checkpoints):
         checkpoints.restore(state_of(5))
 
 
-def test_a_checkpoint_with_a_lost_file_is_said_in_one_line(checkpoints):
+def lose(file):
+    file.unlink()
+
+
+def shorten(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def alter(file):
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("spoil", [lose, shorten, alter])
+def test_a_spoiled_checkpoint_is_said_in_one_line(checkpoints, spoil):
     checkpoints.save(state_of(4), {})
-    for file in (checkpoints.folder / "0").rglob("*"):
-        if file.is_file() and file.parent.name == "d":
-            file.unlink()
-    with pytest.raises(InputError, match="step 0 cannot be read") as caught:
+    largest = max((checkpoints.folder / "0").rglob("*"), key=lambda path: path.is_file() * path.stat().st_size)
+    spoil(largest)
+    with pytest.raises(InputError) as caught:
         checkpoints.restore(state_of(4))
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("ckpt: step 0 cannot be read (a file in it was altered or lost)")
+
+
+def test_a_checkpoint_without_its_digest_is_read(checkpoints):
+    checkpoints.save(state_of(4), {"a": 1})
+    (checkpoints.folder / "0.sha256").unlink()
+    assert checkpoints.restore(state_of(4))[1] == {"a": 1}
+
+
+def test_digests_go_with_their_checkpoints(checkpoints):
+    for step in range(3):
+        checkpoints.save(state_of(4, step), {})
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["2", "2.sha256"]
 
 
 def test_nothing_to_go_on_from(checkpoints):
@@ -57,7 +87,25 @@ def test_nothing_to_go_on_from(checkpoints):
 
 def test_a_full_disk_is_seen_before_anything_is_written(checkpoints, monkeypatch):
     checkpoints.save(state_of(4, 1), {})
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 20}))
-    with pytest.raises(InputError, match=r"step 2 cannot be written \(0\.0 MB are needed, 0\.0 MB free\)"):
+
+    def full(file, start, size):
+        assert (start, size) == (0, 4 * (3 * 6 + 2) + 8)  # parameters and two moments; two counts; the key
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(InputError, match=r"step 2 cannot be written \(0\.0 MB: Disk quota exceeded\)"):
         checkpoints.save(state_of(4, 2), {})
+    assert checkpoints.latest == 1
+    assert sorted(file.name for file in checkpoints.folder.iterdir()) == ["1", "1.sha256"]
+
+
+def test_a_limit_on_the_size_of_files_is_seen_before_anything_is_written(checkpoints):
+    checkpoints.save(state_of(4, 1), {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+        with pytest.raises(InputError, match="File too large"):
+            checkpoints.save(state_of(4, 2), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoints.latest == 1
