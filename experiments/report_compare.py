@@ -24,17 +24,12 @@ def comparison_page(runs: Sequence[Run], folder: Path) -> str:
     tasks = list(dict.fromkeys(setting.task for setting in groups))
     methods = sorted({run.method for run in runs}, key=_rank)
     title = f"{', '.join(tasks)}: {len(methods)} method{'s' * (len(methods) > 1)} in {len(runs)} runs"
-    read_as = (
-        "Scores are mean ± sample standard deviation (number of runs). Pruned is the delivered model: the best point "
-        "with the target sparsity reached. Last is the end of the run. Sparsity is counted from zeros in the delivered "
-        "weights."
-    )
     pruned = {setting: inner for setting, inner in groups.items() if set(inner) != {"dense"}} or groups
     curves = [f"<h3>{escape(words.name_setting(key))}</h3>{_overlay(key, inner)}" for key, inner in pruned.items()]
     body = (
         f'<header><p class="over">comparison</p><h1>{escape(title)}</h1>'
         f"{bullets(words.comparisons(runs))}{paragraphs(words.caveats(runs), 'notice')}</header>\n"
-        + section("Methods", *(_table(task, runs) for task in tasks), paragraphs([read_as], "note"))
+        + section("Methods", *(_table(task, runs) for task in tasks), paragraphs(words.below_table(runs), "note"))
         + section("Score against step", *curves)
         + section("Score against sparsity", *_score_by_sparsity(pruned))
         + section("What each method removed where", _where(pruned))

@@ -165,6 +165,7 @@ def _loss_chart(run: Run, phase: str) -> str:
     used = {name for r in training if isinstance(r.get("terms"), dict) for name in r["terms"]}
     names = [name for name in TERMS if name in used] + sorted(used - set(TERMS))
     lines = [Line("all terms", [(number(r, "step"), number(r, "loss")) for r in training], "ink")]
+    lines = [] if len(names) == 1 else lines  # one term is all terms
     lines += [
         Line(name, [(number(r, "step"), number(r, "terms", name)) for r in training], f"c{1 + i % 8}")
         for i, name in enumerate(names)

@@ -146,7 +146,7 @@ def about_speed(run: Run, counts: Counts | None) -> list[str]:
     """What the zeros do, and do not do, for speed."""
     texts = []
     if run.method != "dense":
-        texts.append(_SPEED.get(_kind(run.pattern), _SPEED["structured"]))
+        texts.append(_of_pattern(run))
     if counts and counts.blocks:
         share, (rows, columns) = counts.empty_blocks / counts.blocks, counts.block
         texts.append(
@@ -157,8 +157,19 @@ def about_speed(run: Run, counts: Counts | None) -> list[str]:
     return texts
 
 
-def _kind(pattern: str) -> str:
-    return "N:M" if re.fullmatch(r"\d+:\d+", pattern) else pattern.split("-")[0]
+def _of_pattern(run: Run) -> str:
+    kind = "N:M" if re.fullmatch(r"\d+:\d+", run.pattern) else run.pattern.split("-")[0]
+    return _SPEED.get(kind, _SPEED["structured"])
+
+
+def below_table(runs: Sequence[Run]) -> list[str]:
+    """How to read the table of several runs, and what the zeros in it do not do."""
+    read_as = (
+        "Scores are mean ± sample standard deviation (number of runs); seeds are how many, and in brackets which. "
+        '"pruned" is the best point with the target sparsity reached, the delivered model; "last" the end of the run. '
+        "Sparsity is counted from zeros in the delivered weights: of the encoder's matrices, and of all parameters."
+    )
+    return [read_as, *dict.fromkeys(_of_pattern(run) for run in runs if run.method != "dense")]
 
 
 def name_setting(setting: Setting) -> str:
@@ -236,11 +247,7 @@ def markdown(runs: Sequence[Run]) -> str:
         return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |\n"
 
     text = line(HEADER) + line(["---"] * len(HEADER)) + "".join(line(row) for row in table_rows(runs))
-    text += (
-        '\nScores are mean ± sample standard deviation (number of runs). "pruned" is the best point with the target '
-        'sparsity reached, the delivered model; "last" is the end of the run. Sparsity is counted from zeros in the '
-        "delivered weights: of the encoder's matrices, and of all parameters.\n"
-    )
+    text += "".join(f"\n{paragraph}\n" for paragraph in below_table(runs))
     notes = comparisons(runs) + caveats(runs)
     text += "".join(f"\n- {' '.join(note.split())}" for note in notes) + ("\n" if notes else "")
     commands = [" ".join(run.command.split()) for run in runs if run.command]

@@ -1,5 +1,6 @@
 """The figures of a run, counted from the files it delivers, and the model card."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def card(result: dict[str, Any], prepared: Prepared, *, last: bool) -> str:
         "classifier computes: `AutoModel` of `transformers` loads the encoder, and the logits are that mean times "
         "`classifier.weight` (transposed) plus `classifier.bias`, both in `model.safetensors`."
     )
+    zeros = " Zeros alone do not make a dense matrix product faster." if result["target_step"] else ""
     start = short_name(settings.model)
     return f"""# {result["task"]}: {start}, {result["method"]}
 
@@ -76,7 +78,7 @@ model = kp.load("path/to/this/folder")
 print(model.predict([{_example(prepared)}]))
 ```
 
-{stock} Zeros alone do not make a dense matrix product faster.
+{textwrap.fill(stock + zeros, 120)}
 
 Score in one number: {score:.4f} ({result["metric"]}).
 """

@@ -167,6 +167,16 @@ def test_the_teacher_inside_a_run_is_shown(tmp_path):
     assert "The teacher's training" in Page(write_report(folder).read_text("utf-8")).text
 
 
+def test_one_loss_term_is_drawn_once(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert "all terms" in Page(write_report(folder).read_text("utf-8")).text
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    for record in records:
+        record |= {"terms": {"labels": record["loss"]}} if "terms" in record else {}
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)), "utf-8")
+    assert "all terms" not in Page(write_report(folder).read_text("utf-8")).text
+
+
 @pytest.mark.parametrize("method", ["dense", "cofi"])
 def test_sparse_records_and_missing_keys_do_not_break_the_page(tmp_path, method):
     folder = tmp_path / "run"
@@ -218,6 +228,7 @@ def test_comparison(tmp_path):
     for text in (page.text, table):
         assert "0.790 ± 0.010 (3)" in text
         assert "sparsebert against hard-labels, +8.0 ± 0.0 points of accuracy (3 shared seeds, ahead in 3)" in text
+        assert "Zeros in single places make the stored model smaller, not faster" in text
         assert text.index("0.790 ± 0.010 (3)") < text.index("0.710 ± 0.010 (3)")
     lines = table.splitlines()
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
