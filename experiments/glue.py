@@ -34,6 +34,7 @@ class Stop:
 
 def run(settings: Settings, should_stop: Stop) -> None:
     """Runs every method of the settings, one after the other, from one teacher."""
+    from experiments.augment import add_rows
     from experiments.method import plan
     from experiments.prepare import prepare
     from experiments.record import say
@@ -56,12 +57,12 @@ def run(settings: Settings, should_stop: Stop) -> None:
         teacher, dense = get_teacher(prepared, fine_tuned, should_stop)
         if settings.teacher is None:
             folders = {"dense": fine_tuned} | folders
+    training = prepared if teacher is None else add_rows(prepared, teacher, out)
     results = {}
     for method, folder in folders.items():
-        own = dataclasses.replace(prepared.settings, method=method)
-        results[method] = run_method(
-            method, prepared._replace(settings=own), folder, should_stop, teacher=teacher, dense=dense
-        )
+        given = prepared if method == "dense" else training
+        own = given._replace(settings=dataclasses.replace(given.settings, method=method))
+        results[method] = run_method(method, own, folder, should_stop, teacher=teacher, dense=dense)
         write_report(folder)
     if len(methods) > 1:
         write_comparison(out, list(folders.values()))

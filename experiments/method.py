@@ -66,7 +66,7 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
     settings = prepared.settings
     names = "batch_size schedule warmup weight_decay max_length limit_train dtype seed evaluations".split()
     if planned.target_step:
-        names += "scope target_at sparsity_schedule updates epochs learning_rate".split()
+        names += "scope target_at sparsity_schedule updates epochs learning_rate augment".split()
     if settings.teacher is None:  # fine-tuned by the run itself
         names += "teacher_epochs teacher_learning_rate".split()
     made = {name: getattr(settings, name) for name in names} | planned.details | {"data": prepared.data.fingerprint}
@@ -103,7 +103,9 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
     peak = settings.teacher_learning_rate if dense else settings.learning_rate
     assert epochs is not None
     assert peak is not None
-    steps = max(1, round(epochs * prepared.train.steps_per_epoch))
+    assert settings.batch_size is not None
+    steps_per_epoch = len(prepared.data.train.texts) // settings.batch_size  # of the task's own rows, also with more
+    steps = max(1, round(epochs * steps_per_epoch))
     rate = learning_rate(peak, steps=steps, schedule=settings.schedule, warmup=settings.warmup)  # pyright: ignore[reportArgumentType]
     optimizer = adamw(rate, weight_decay=settings.weight_decay)
     params = prepared.start.params

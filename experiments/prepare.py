@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.augment_file import AUGMENTED, PREVIEW, augmented_file, make_header, read_rows
 from experiments.settings import Settings
 from experiments.source import load_task
 from kaprune_jax._errors import InputError
 from kaprune_jax._tree import select
+from kaprune_jax.data.augment import Augmented
 from kaprune_jax.data.loader import Encoded, TrainBatches, encode
 from kaprune_jax.data.rows import TaskData
 from kaprune_jax.deploy.folder import load, load_start
@@ -31,6 +33,7 @@ class Prepared(NamedTuple):
       dev: tokenised evaluation rows.
       tokenizer: the start's.
       notes: lines for a person: pooling, dropped heads, truncated rows.
+      augmented: the new rows of --augment, once they are there.
     """
 
     settings: Settings
@@ -41,6 +44,7 @@ class Prepared(NamedTuple):
     dev: Encoded
     tokenizer: Any
     notes: tuple[str, ...]
+    augmented: Augmented | None = None
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -79,7 +83,10 @@ def prepare(settings: Settings) -> Prepared:
         encode(rows, start.tokenizer, max_length=limit, pad=start.config.pad_token_id)
         for rows in (data.train, data.dev)
     )
-    notes = [*notes, *teacher_notes]
+    notes, augmented = [*notes, *teacher_notes], None
+    if settings.augment is not None and (file := augmented_file(settings)).exists():
+        augmented = read_rows(file, make_header(settings, data.train.texts, start.fingerprint))
+        notes.append(f"{len(augmented.texts)} augmented rows from {file}")
     if train.truncated or dev.truncated:
         notes.append(
             f"truncated to {limit} tokens: {train.truncated} of {len(train.input_ids)} training rows, "
@@ -92,7 +99,7 @@ def prepare(settings: Settings) -> Prepared:
     settings = dataclasses.replace(
         settings, pooling=start.config.pooling, max_length=limit, batch_size=batches.batch_size
     )
-    return Prepared(settings, data, start, teacher, batches, dev, start.tokenizer, tuple(notes))
+    return Prepared(settings, data, start, teacher, batches, dev, start.tokenizer, tuple(notes), augmented)
 
 
 def load_teacher(settings: Settings, data: TaskData, start: Model) -> tuple[Model | None, tuple[str, ...]]:
@@ -146,7 +153,8 @@ def check_out(settings: Settings) -> None:
         if set(inside) - {"teacher"} and len(settings.methods) == 1:
             raise InputError(f"--resume: {out} holds runs of {', '.join(inside)}; --method {settings.method} names one")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if out.exists() and (not out.is_dir() or inside - {AUGMENTED, PREVIEW}):
         raise InputError(f"--out {out}: exists already; give another folder, or --resume to go on with the run in it")
     parent = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():

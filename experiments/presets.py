@@ -26,7 +26,7 @@ class Preset:
 
 PRESETS = {
     "micro-rte": Preset(100.0, 1e-3, 30.0, 5e-4, max_length=64),
-    "micro-nli": Preset(15.0, 1e-3, 3.0, 5e-4, max_length=64),
+    "micro-nli": Preset(15.0, 1e-3, 12.0, 5e-4, max_length=64),
     "micro-sst": Preset(60.0, 1e-3, 10.0, 5e-4, max_length=64),
     "cola": Preset(10.0, 5e-4, 4.0, 1e-4),
     "mnli": Preset(4.0, 5e-4, 1.0, 1e-4),

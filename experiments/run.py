@@ -17,7 +17,7 @@ from experiments.record import Recorder, environment, open_run, say, versions, w
 from experiments.results import card, delivered, read_result
 from experiments.settings import teacher_settings
 from kaprune_jax._errors import InputError
-from kaprune_jax.data.loader import eval_batches
+from kaprune_jax.data.loader import Encoded, eval_batches
 from kaprune_jax.data.metrics import majority_score, score_task
 from kaprune_jax.deploy.folder import load, save
 from kaprune_jax.deploy.model import Model
@@ -31,15 +31,19 @@ from kaprune_jax.train.step import TrainState, get_masks, init_state, make_predi
 ShouldStop = Callable[[], bool]
 
 
-def evaluate(predict: Callable, params: Any, prepared: Prepared, *, batch_size: int) -> dict[str, float]:
-    """Scores of a model on the evaluation rows, the main one first."""
-    dev = prepared.dev
-    pending = [(rows, predict(params, batch)) for rows, batch in eval_batches(dev, batch_size=batch_size)]
+def predict_rows(predict: Callable, params: Any, data: Encoded, *, batch_size: int) -> np.ndarray:
+    """Logits [rows, classes] of a model, in the order of the rows."""
+    pending = [(rows, predict(params, batch)) for rows, batch in eval_batches(data, batch_size=batch_size)]
     first = np.asarray(pending[0][1])
-    logits = np.zeros((len(dev.input_ids), first.shape[-1]), np.float32)
+    logits = np.zeros((len(data.input_ids), first.shape[-1]), np.float32)
     for rows, values in pending:
         logits[rows] = np.asarray(values)[: len(rows)]
-    return score_task(prepared.data, logits)
+    return logits
+
+
+def evaluate(predict: Callable, params: Any, prepared: Prepared, *, batch_size: int) -> dict[str, float]:
+    """Scores of a model on the evaluation rows, the main one first."""
+    return score_task(prepared.data, predict_rows(predict, params, prepared.dev, batch_size=batch_size))
 
 
 def get_teacher(prepared: Prepared, folder: Path, should_stop: ShouldStop) -> tuple[Model, float]:
@@ -105,7 +109,7 @@ def run_method(
     settings, began = prepared.settings, time.perf_counter()
     if method == "dense":  # what prunes does not concern it
         settings = teacher_settings(settings)
-        prepared = prepared._replace(settings=settings)
+        prepared = prepared._replace(settings=settings, augmented=None)
     restart_peak()
     planned = plan(method, prepared, teacher)
     open_run(folder, settings, planned.details, environment(prepared))
@@ -237,6 +241,7 @@ class _Run:
         """Writes the last model, the model card and `result.json`."""
         self._save_model(state, "model-last")
         settings, data = self.prepared.settings, self.prepared.data
+        new_rows = len(self.prepared.augmented.texts) if self.prepared.augmented else 0
         result = {
             "task": data.name,
             "method": self.method,
@@ -250,7 +255,7 @@ class _Run:
             "last_metrics": self.last,
             "best_step": self.best["step"],
             "target_step": self.plan.target_step,
-            "examples": {"train": len(data.train.texts), "dev": len(data.dev.texts)},
+            "examples": {"train": len(data.train.texts), "dev": len(data.dev.texts), "augmented": new_rows},
             "truncated": {"train": self.prepared.train.data.truncated, "dev": self.prepared.dev.truncated},
             **delivered(self.folder / "model", asked=(settings.sparsity or 0.0) if self.plan.target_step else 0.0),
             "steps": self.plan.steps,

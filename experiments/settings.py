@@ -74,6 +74,10 @@ class Settings:
     )
     max_length: int | None = _flag("tokens of a row, longer ones are truncated and counted, >= 8 [by task]", None)
     limit_train: int | None = _flag("use so many training rows, drawn by the seed [all]", None)
+    augment: int | None = _flag(
+        "tries per training row at a new one, words replaced by others, labels by the teacher, >= 1 [none]", None
+    )
+    augment_file: str | None = _flag("where those rows are kept, or taken from [in the run folder]", None)
     seed: int = _flag("of order, dropout, new parameters and drawn rows, >= 0", 0)
     dtype: str = _flag("of activations; parameters stay float32", "float32", choices=("float32", "bfloat16"))
     pooling: str = _flag("auto: what the checkpoint was made for", "auto", choices=("auto", "cls", "mean"))
@@ -186,6 +190,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "batch_size": (1, math.inf, "a whole number >= 1"),
     "max_length": (8, math.inf, "a whole number >= 8"),
     "limit_train": (1, math.inf, "a whole number >= 1"),
+    "augment": (1, math.inf, "a whole number >= 1"),
     "seed": (0, 2**31 - 1, "a whole number in [0, 2147483647]"),
     "evaluations": (1, math.inf, "a whole number >= 1"),
     "log_every": (1, math.inf, "a whole number >= 1"),
@@ -202,6 +207,10 @@ def _check(settings: Settings) -> None:
             raise InputError(f"--method {method!r} is unknown; allowed: {', '.join(METHODS)}")
     if len(set(settings.methods)) != len(settings.methods):
         raise InputError(f"--method {settings.method}: a method is named twice")
+    if settings.augment_file is not None and settings.augment is None:
+        raise InputError(f"--augment-file {settings.augment_file} needs --augment N")
+    if settings.augment is not None and settings.methods == ("dense",):
+        raise InputError(f"--augment {settings.augment} does not go with --method dense: a teacher labels the new rows")
     loss_weights(settings.loss_weights)
 
 

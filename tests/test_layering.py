@@ -13,7 +13,7 @@ ALLOWED = {
     "data": BASE - {"_tree"},
     "models": BASE,
     "train": BASE | {"prune", "distill"},
-    "deploy": BASE | {"models"},
+    "deploy": BASE | {"models", "data"},
 }
 FOREIGN = {
     "prune": {"flax", "orbax", "transformers", "safetensors"},

@@ -162,3 +162,31 @@ def make_apply(config: BertConfig, *, dtype: str = "float32") -> Callable[..., B
         return model(input_ids, mask, types, rngs=rngs)
 
     return apply
+
+
+def make_fill(config: BertConfig, *, dtype: str = "float32") -> Callable[..., Float[Array, "batch vocab"]]:
+    """What a masked-LM head says at one place of each text, as a pure function; it is not applied elsewhere.
+
+    Args:
+      config: with head "masked-lm".
+      dtype: as for `make_apply`.
+
+    Returns:
+      `fill(params, input_ids, attention_mask, places)`: logits over the vocabulary at `places` [batch] of single
+      texts [batch, seq].
+    """
+    graph, _ = split_config(config, dtype)
+
+    def fill(
+        params: Params,
+        input_ids: Int[Array, "batch seq"],
+        attention_mask: Array,
+        places: Int[Array, " batch"],
+    ) -> Float[Array, "batch vocab"]:
+        model = nnx.merge(graph, params)
+        embedded = model.embeddings(input_ids, jnp.zeros_like(input_ids), rngs=None)
+        hidden, _ = model.encoder(embedded, attention_mask.astype(bool))
+        at = jnp.take_along_axis(hidden[-1], places[:, None, None], axis=1)
+        return model.lm_head(at, model.embeddings.word)[:, 0].astype(jnp.float32)
+
+    return fill

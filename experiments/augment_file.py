@@ -1,0 +1,99 @@
+"""The file that augmented training rows are kept in, and what they depend on."""
+
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+from experiments.settings import Settings
+from kaprune_jax._errors import InputError
+from kaprune_jax.data.augment import Augmented, Texts
+
+AUGMENTED, PREVIEW = "augmented.jsonl.gz", "augmented.txt"
+CANDIDATES, PROBABILITY = 15, 0.4  # TinyBERT's (arXiv:1909.10351, section 4.2)
+
+
+def augmented_file(settings: Settings) -> Path:
+    """Where the rows of a run are, or will be."""
+    assert settings.out is not None
+    return Path(settings.augment_file or Path(settings.out) / AUGMENTED)
+
+
+def make_header(settings: Settings, rows: Texts, model: str) -> dict[str, Any]:
+    """What augmented rows depend on.
+
+    Args:
+      settings: of the run.
+      rows: the task's training rows.
+      model: SHA-256 of the model that gives the candidates.
+    """
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row).encode())
+    return {
+        "rows": digest.hexdigest(),
+        "model": model,
+        "copies": settings.augment,
+        "probability": PROBABILITY,
+        "candidates": CANDIDATES,
+        "seed": settings.seed,
+    }
+
+
+def write_rows(file: Path, header: dict[str, Any], made: Augmented) -> None:
+    """Writes augmented rows, whole or not at all: a line of JSON with what they depend on, then one for each row.
+
+    Raises:
+      InputError: no space, no permission.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as opened:
+            opened.write(f"{json.dumps(header | {'words': made.words})}\n".encode())
+            for origin, row in zip(made.origins, made.texts, strict=True):
+                opened.write(f"{json.dumps([origin, *row], ensure_ascii=False)}\n".encode())
+        os.replace(partial, file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{file}: augmented rows cannot be written ({error.strerror})") from None
+
+
+def read_rows(file: Path, header: dict[str, Any]) -> Augmented:
+    """Reads augmented rows.
+
+    Raises:
+      InputError: the file cannot be read, or its rows depend on something else than `header` says.
+    """
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as opened:
+            found, *rows = (json.loads(line) for line in opened)
+        words = found.pop("words")
+        origins, texts = tuple(row[0] for row in rows), tuple(tuple(row[1:]) for row in rows)
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        UnicodeDecodeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:
+        raise InputError(
+            f"{file}: not a readable file of augmented rows ({error}); without it they are made anew"
+        ) from None
+    for name, value in header.items():
+        if found.get(name) != value:
+            called = {"rows": "training rows", "copies": "--augment", "seed": "--seed"}.get(name, name)
+            was, wanted = (short(part) for part in (found.get(name), value))
+            raise InputError(f"{file}: made with {called} {was}, this run has {wanted}; give another --augment-file")
+    return Augmented(texts, origins, words)
+
+
+def short(value: Any) -> str:
+    """A value for an error message; of a long hash the beginning."""
+    return str(value)[:12]
