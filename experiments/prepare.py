@@ -12,7 +12,7 @@ from experiments.settings import Settings
 from experiments.source import load_task
 from kaprune_jax._errors import InputError
 from kaprune_jax._tree import select
-from kaprune_jax.data.augment import Augmented
+from kaprune_jax.data.augment import Augmented, eligible_words
 from kaprune_jax.data.loader import Encoded, TrainBatches, encode
 from kaprune_jax.data.rows import TaskData
 from kaprune_jax.deploy.folder import load, load_start
@@ -83,10 +83,10 @@ def prepare(settings: Settings) -> Prepared:
         encode(rows, start.tokenizer, max_length=limit, pad=start.config.pad_token_id)
         for rows in (data.train, data.dev)
     )
-    notes, augmented = [*notes, *teacher_notes], None
-    if settings.augment is not None and (file := augmented_file(settings)).exists():
-        augmented = read_rows(file, make_header(settings, data.train.texts, start.fingerprint))
-        notes.append(f"{len(augmented.texts)} augmented rows from {file}")
+    augmented = _find_augmented(settings, data, start)
+    notes = [*notes, *teacher_notes]
+    if augmented is not None:
+        notes.append(f"{len(augmented.texts)} augmented rows from {augmented_file(settings)}")
     if train.truncated or dev.truncated:
         notes.append(
             f"truncated to {limit} tokens: {train.truncated} of {len(train.input_ids)} training rows, "
@@ -100,6 +100,21 @@ def prepare(settings: Settings) -> Prepared:
         settings, pooling=start.config.pooling, max_length=limit, batch_size=batches.batch_size
     )
     return Prepared(settings, data, start, teacher, batches, dev, start.tokenizer, tuple(notes), augmented)
+
+
+def _find_augmented(settings: Settings, data: TaskData, start: Model) -> Augmented | None:
+    """The augmented rows that are there already.
+
+    Raises:
+      InputError: they do not belong to this run, or none can be made.
+    """
+    if settings.augment is None:
+        return None
+    if not any(eligible_words(text) for row in data.train.texts for text in row):
+        raise InputError(f"--augment {settings.augment}: no word of the training rows can be replaced by another")
+    if not (file := augmented_file(settings)).exists():
+        return None
+    return read_rows(file, make_header(settings, data.train.texts, start.fingerprint))
 
 
 def load_teacher(settings: Settings, data: TaskData, start: Model) -> tuple[Model | None, tuple[str, ...]]:

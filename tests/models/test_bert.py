@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 
 import kaprune_jax as kp
 from kaprune_jax.models import bert
-from kaprune_jax.models.bert import BertOutput, init_params, make_apply, param_shapes
+from kaprune_jax.models.bert import BertOutput, init_params, make_apply, make_fill, param_shapes
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.models.layers import dropout, gelu, position_bits
 
@@ -141,3 +141,15 @@ def test_runs_under_strict_promotion_and_in_bfloat16(getkey):
     assert half.hidden_states[0].dtype == jnp.bfloat16
     assert half.logits.dtype == jnp.float32
     np.testing.assert_allclose(half.logits, full.logits, atol=0.03)
+
+
+def test_filling_in_one_place_is_the_masked_lm_there(getkey, rng):
+    config = SMALL.replace(head="masked-lm", labels=())
+    params = init_params(config, getkey())
+    ids = rng.integers(0, config.vocab_size, (3, 8))
+    mask = np.ones((3, 8), np.int32)
+    mask[1, 5:] = 0
+    places = np.array([0, 4, 7])
+    whole = np.asarray(make_apply(config)(params, jnp.asarray(ids), jnp.asarray(mask)).logits)
+    filled = np.asarray(make_fill(config)(params, jnp.asarray(ids), jnp.asarray(mask), jnp.asarray(places)))
+    np.testing.assert_allclose(filled, whole[np.arange(3), places], atol=1e-5)
