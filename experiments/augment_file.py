@@ -58,8 +58,9 @@ def write_rows(file: Path, header: dict[str, Any], made: Augmented) -> None:
                 opened.write(f"{json.dumps([origin, *row], ensure_ascii=False)}\n".encode())
         os.replace(partial, file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise InputError(f"{file}: augmented rows cannot be written ({error.strerror})") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_rows(file: Path, header: dict[str, Any]) -> Augmented:

@@ -39,6 +39,7 @@ def run(settings: Settings, should_stop: Stop) -> None:
     from experiments.prepare import prepare
     from experiments.record import say
     from experiments.report import write_comparison, write_report
+    from experiments.results import read_result
     from experiments.run import get_teacher, run_method
 
     prepared = prepare(settings)
@@ -57,7 +58,8 @@ def run(settings: Settings, should_stop: Stop) -> None:
         teacher, dense = get_teacher(prepared, fine_tuned, should_stop)
         if settings.teacher is None:
             folders = {"dense": fine_tuned} | folders
-    training = prepared if teacher is None else add_rows(prepared, teacher, out)
+    unfinished = [method for method in methods if method != "dense" and not read_result(folders[method])]
+    training = add_rows(prepared, teacher, out) if teacher and unfinished else prepared
     results = {}
     for method, folder in folders.items():
         given = prepared if method == "dense" else training

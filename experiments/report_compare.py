@@ -22,7 +22,7 @@ def comparison_page(runs: Sequence[Run], folder: Path) -> str:
     """
     groups = group_runs(runs)
     tasks = list(dict.fromkeys(setting.task for setting in groups))
-    methods = sorted({run.method for run in runs}, key=_rank)
+    methods = sorted({run.name for run in runs}, key=_rank)
     title = f"{', '.join(tasks)}: {len(methods)} method{'s' * (len(methods) > 1)} in {len(runs)} runs"
     pruned = {setting: inner for setting, inner in groups.items() if set(inner) != {"dense"}} or groups
     curves = [f"<h3>{escape(words.name_setting(key))}</h3>{_overlay(key, inner)}" for key, inner in pruned.items()]
@@ -38,12 +38,14 @@ def comparison_page(runs: Sequence[Run], folder: Path) -> str:
     return page(title, body, "broad")
 
 
-def _rank(method: str) -> tuple[int, str]:
-    return (METHODS.index(method) if method in METHODS else len(METHODS)), method
+def _rank(name: str) -> tuple[int, str]:
+    method = name.split(",")[0]
+    return (METHODS.index(method) if method in METHODS else len(METHODS)), name
 
 
-def _colour(method: str) -> str:
-    return f"c{min(_rank(method)[0], 7) + 1}"
+def _colour(name: str) -> str:
+    """A colour for each method; with augmented rows the line is broken."""
+    return f"c{min(_rank(name)[0], 7) + 1}{' broken' * (',' in name)}"
 
 
 def _table(task: str, runs: Sequence[Run]) -> str:
@@ -130,7 +132,7 @@ def _list(runs: Sequence[Run], folder: Path) -> str:
     items = []
     for run in runs:
         own = run.folder.resolve()
-        name = escape(f"{run.task}, {run.method}, seed {words.count(run.figure('seed'))}")
+        name = escape(f"{run.task}, {run.name}, seed {words.count(run.figure('seed'))}")
         if (own / "report.html").is_file() and own != folder.resolve():
             place = Path(os.path.relpath(own / "report.html", folder.resolve())).as_posix()
             name = f'<a href="{escape(place)}">{name}</a>'

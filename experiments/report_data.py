@@ -15,7 +15,7 @@ from kaprune_jax.deploy.weights import read_json
 
 METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "cofi", "dense")
 # May differ between the runs that one mean is taken over.
-_FREE = frozenset({"seed", "out", "command", "resume", "method", "teacher", "log_every"})
+_FREE = frozenset({"seed", "out", "command", "resume", "method", "teacher", "log_every", "augment_file"})
 
 
 class Run(NamedTuple):
@@ -42,6 +42,12 @@ class Run(NamedTuple):
     @property
     def method(self) -> str:
         return str(self.result.get("method", "?"))
+
+    @property
+    def name(self) -> str:
+        """The method, and whether it had augmented rows: what is compared."""
+        copies = self.config.get("augment") if self.figure("examples", "augmented") > 0 else None
+        return f"{self.method}, augment {copies}" if copies else self.method
 
     @property
     def metric(self) -> str:
@@ -174,17 +180,17 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def group_runs(runs: Sequence[Run]) -> dict[Setting, dict[str, list[Run]]]:
-    """Runs by setting and method; tasks by name, methods in the order of `METHODS`, runs by seed."""
+    """Runs by setting and by `Run.name`; tasks by name, methods in the order of `METHODS`, runs by seed."""
 
     def order(run: Run) -> tuple:
         rank = METHODS.index(run.method) if run.method in METHODS else len(METHODS)
-        return run.task, run.pattern, _sortable(run.figure("sparsity", "asked")), rank, run.method, _seed(run)
+        return run.task, run.pattern, _sortable(run.figure("sparsity", "asked")), rank, run.name, _seed(run)
 
     groups: dict[Setting, dict[str, list[Run]]] = {}
     for run in sorted(runs, key=order):
         asked = _sortable(run.figure("sparsity", "asked"))
         setting = Setting(run.task, run.metric, run.pattern, asked)
-        groups.setdefault(setting, {}).setdefault(run.method, []).append(run)
+        groups.setdefault(setting, {}).setdefault(run.name, []).append(run)
     return groups
 
 

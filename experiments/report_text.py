@@ -137,6 +137,11 @@ def notices(run: Run) -> list[str]:
             f"The dev set has {count(dev)} rows: the accuracy has a standard error of about {100 * error:.1f} points "
             "from that alone. The best point was chosen on the same rows, which flatters it a little."
         )
+    if (added := run.figure("examples", "augmented")) > 0:
+        found.append(
+            f"Trained on {count(run.figure('examples', 'train'))} rows of the task and {count(added)} augmented ones, "
+            "whose labels are the teacher's; the number of steps is that of the task's own rows."
+        )
     if any(not math.isfinite(float(r["loss"])) for r in run.select("train") if isinstance(r.get("loss"), int | float)):
         found.append("The loss was not finite at some step; the lines of the plots have a gap there.")
     return found

@@ -236,6 +236,16 @@ def test_comparison(tmp_path):
     assert "fewer than three seeds" not in page.text
 
 
+def test_runs_with_augmented_rows_are_compared_with_those_without(tmp_path):
+    plain = make_run(tmp_path / "plain", pruned=0.75)
+    more = make_run(tmp_path / "more", pruned=0.8, examples={"train": 2000, "dev": 400, "augmented": 9000})
+    settings = json.loads((more / "config.json").read_text("utf-8")) | {"augment": 10}
+    (more / "config.json").write_text(json.dumps(settings), "utf-8")
+    text = Page(write_comparison(tmp_path, [plain, more]).read_text("utf-8")).text
+    assert "sparsebert against sparsebert, augment 10, −5.0 points of accuracy (one shared seed)" in text
+    assert "2,000 rows of the task and 9,000 augmented ones" in Page(write_report(more).read_text("utf-8")).text
+
+
 def test_comparison_warns_of_unlike_runs(tmp_path):
     runs = [make_run(tmp_path / str(seed), seed=seed, pruned=0.7) for seed in (0, 1)]
     (runs[1] / "config.json").write_text(json.dumps({"epochs": 5, "seed": 1}), "utf-8")
