@@ -8,52 +8,56 @@ import numpy as np
 from experiments.augment_file import CANDIDATES, PREVIEW, PROBABILITY, augmented_file, make_header, write_rows
 from experiments.prepare import Prepared
 from experiments.record import say
-from experiments.run import predict_rows
+from experiments.run import ShouldStop, predict_rows
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.augment import Augmented, augment
-from kaprune_jax.data.loader import TrainBatches, encode
+from kaprune_jax.data.loader import Encoded, TrainBatches, encode
 from kaprune_jax.data.rows import Rows
 from kaprune_jax.deploy.candidates import candidates
-from kaprune_jax.deploy.folder import load
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.models.bert import make_apply
+from kaprune_jax.train.loop import Interrupted
 from kaprune_jax.train.step import make_predict
 
 _SHOWN = 20
 
 
-def add_rows(prepared: Prepared, teacher: Model, out: Path) -> Prepared:
+def add_rows(prepared: Prepared, teacher: Model, out: Path, should_stop: ShouldStop) -> Prepared:
     """The same with augmented rows beside the task's own training rows; without --augment as it was.
 
     Rows that were not found in a file are made and written there; a preview goes into the run folder. The new rows'
-    labels are what the teacher predicts.
+    labels are what the teacher predicts. Rows that are equal to others once they are truncated are left out.
 
     Raises:
       InputError: no word can be replaced; a file cannot be written.
+      Interrupted: `should_stop` said so.
     """
-    settings, train = prepared.settings, prepared.data.train
+    settings, own = prepared.settings, prepared.train.data
     if settings.augment is None:
         return prepared
     made = prepared.augmented or _make(prepared)
-    assert settings.max_length is not None
     assert settings.batch_size is not None
     assert settings.epochs is not None
-
-    def encoded(rows: Rows):
-        pad = prepared.start.config.pad_token_id
-        return encode(rows, prepared.tokenizer, max_length=settings.max_length or 0, pad=pad)
-
-    new = encoded(Rows(made.texts, np.zeros(len(made.texts), train.labels.dtype)))
+    blank = np.zeros(len(made.texts), own.labels.dtype)
+    new = encode(Rows(made.texts, blank), prepared.tokenizer, max_length=own.limit, pad=own.pad)
+    made, new = _without_equal(own, made, new)
+    if should_stop():
+        raise Interrupted("stopped while augmented rows were made")
     predict = make_predict(make_apply(teacher.config, dtype=settings.dtype))
     logits = predict_rows(predict, teacher.params, new, batch_size=settings.batch_size)
-    labels = logits[:, 0] if prepared.data.kind == "regression" else logits.argmax(axis=-1)
-    labels = labels.astype(train.labels.dtype)
+    labels = (logits[:, 0] if prepared.data.kind == "regression" else logits.argmax(axis=-1)).astype(own.labels.dtype)
+    if should_stop():
+        raise Interrupted("stopped while augmented rows were labelled")
     _write_preview(out / PREVIEW, prepared, made, labels)
-    both = encoded(Rows((*train.texts, *made.texts), np.concatenate([train.labels, labels])))
-    seen = round(settings.epochs * len(train.texts))
+    both = own._replace(
+        input_ids=own.input_ids + new.input_ids,
+        token_type_ids=own.token_type_ids + new.token_type_ids,
+        labels=np.concatenate([own.labels, labels]),
+    )
+    seen = round(settings.epochs * len(own.input_ids))
     if seen < len(both.input_ids):
         say(
-            f"note: --epochs {settings.epochs:g} of {len(train.texts)} rows is {seen} rows, fewer than the "
+            f"note: --epochs {settings.epochs:g} of {len(own.input_ids)} rows is {seen} rows, fewer than the "
             f"{len(both.input_ids)} there are with the augmented ones; more epochs make the run longer"
         )
     batches = TrainBatches(both, batch_size=settings.batch_size, seed=settings.seed)
@@ -62,19 +66,41 @@ def add_rows(prepared: Prepared, teacher: Model, out: Path) -> Prepared:
 
 def _make(prepared: Prepared) -> Augmented:
     """Makes the rows and writes them."""
-    settings, rows = prepared.settings, prepared.data.train.texts
+    settings, rows, model = prepared.settings, prepared.data.train.texts, prepared.proposer
     assert settings.augment is not None
-    model, began = load(settings.model), time.perf_counter()  # the start of a task has lost its masked-LM head
+    assert model is not None
+    began = time.perf_counter()
     propose = candidates(model, count=CANDIDATES)
     made = augment(rows, propose, copies=settings.augment, probability=PROBABILITY, seed=settings.seed)
     if not made.texts:
         raise InputError(f"--augment {settings.augment}: none of the {len(rows)} training rows has a word to replace")
     file = augmented_file(settings)
-    write_rows(file, make_header(settings, rows, prepared.start.fingerprint), made)
+    write_rows(file, make_header(settings, rows, model), made)
     means = "masked language model" if model.config.head == "masked-lm" else "input embeddings"
     took = time.perf_counter() - began
     say(f"{len(made.texts)} augmented rows, candidates by {means}, made in {took:.0f} s and kept in {file}")
     return made
+
+
+def _without_equal(own: Encoded, made: Augmented, new: Encoded) -> tuple[Augmented, Encoded]:
+    """The new rows whose tokens are not those of their own row or of an earlier copy of it."""
+    known = {(index, tuple(ids)) for index, ids in enumerate(own.input_ids)}
+    kept = []
+    for place, (origin, ids) in enumerate(zip(made.origins, new.input_ids, strict=True)):
+        if (origin, tuple(ids)) not in known:
+            known.add((origin, tuple(ids)))
+            kept.append(place)
+    if not kept:
+        raise InputError("--augment: every new row is equal to its own after --max-length; longer rows are needed")
+    made = made._replace(
+        texts=tuple(made.texts[place] for place in kept), origins=tuple(made.origins[place] for place in kept)
+    )
+    new = new._replace(
+        input_ids=tuple(new.input_ids[place] for place in kept),
+        token_type_ids=tuple(new.token_type_ids[place] for place in kept),
+        labels=new.labels[kept],
+    )
+    return made, new
 
 
 def _write_preview(file: Path, prepared: Prepared, made: Augmented, labels: np.ndarray) -> None:

@@ -59,7 +59,7 @@ def run(settings: Settings, should_stop: Stop) -> None:
         if settings.teacher is None:
             folders = {"dense": fine_tuned} | folders
     unfinished = [method for method in methods if method != "dense" and not read_result(folders[method])]
-    training = add_rows(prepared, teacher, out) if teacher and unfinished else prepared
+    training = add_rows(prepared, teacher, out, should_stop) if teacher and unfinished else prepared
     results = {}
     for method, folder in folders.items():
         given = prepared if method == "dense" else training

@@ -70,7 +70,7 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
     if settings.teacher is None:  # fine-tuned by the run itself
         names += "teacher_epochs teacher_learning_rate".split()
     made = {name: getattr(settings, name) for name in names} | planned.details | {"data": prepared.data.fingerprint}
-    if planned.objective.needs_teacher or method == "prune-finetuned":
+    if planned.objective.needs_teacher or method == "prune-finetuned" or (settings.augment and planned.target_step):
         assert teacher is not None
         made["teacher"] = {"name": short_name(settings.teacher or "fine-tuned"), "sha256": teacher.fingerprint}
     return made
@@ -89,8 +89,9 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
 
     Args:
       method: "sparsebert": the pre-trained encoder, all distillation terms; "logits": only the logits;
-        "hard-labels": no teacher; "prune-finetuned": starts as the teacher, task labels; "prune-then-finetune":
-        the pre-trained encoder pruned at once, then fine-tuned; "dense": fine-tuning without pruning.
+        "hard-labels": no teacher, but for the labels of augmented rows; "prune-finetuned": starts as the teacher,
+        task labels; "prune-then-finetune": the pre-trained encoder pruned at once, then fine-tuned; "dense":
+        fine-tuning without pruning.
       prepared: data and start.
       teacher: the fine-tuned model; None for "dense".
 

@@ -15,6 +15,7 @@ from kaprune_jax._tree import select
 from kaprune_jax.data.augment import Augmented, eligible_words
 from kaprune_jax.data.loader import Encoded, TrainBatches, encode
 from kaprune_jax.data.rows import TaskData
+from kaprune_jax.deploy.candidates import candidates
 from kaprune_jax.deploy.folder import load, load_start
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.models.bert import PRUNABLE
@@ -33,6 +34,7 @@ class Prepared(NamedTuple):
       dev: tokenised evaluation rows.
       tokenizer: the start's.
       notes: lines for a person: pooling, dropped heads, truncated rows.
+      proposer: the model that gives candidates for --augment; None without.
       augmented: the new rows of --augment, once they are there.
     """
 
@@ -44,6 +46,7 @@ class Prepared(NamedTuple):
     dev: Encoded
     tokenizer: Any
     notes: tuple[str, ...]
+    proposer: Model | None = None
     augmented: Augmented | None = None
 
 
@@ -83,7 +86,8 @@ def prepare(settings: Settings) -> Prepared:
         encode(rows, start.tokenizer, max_length=limit, pad=start.config.pad_token_id)
         for rows in (data.train, data.dev)
     )
-    augmented = _find_augmented(settings, data, start)
+    proposer = None if settings.augment is None else _find_proposer(settings, start)
+    augmented = None if proposer is None else _find_augmented(settings, data, proposer)
     notes = [*notes, *teacher_notes]
     if augmented is not None:
         notes.append(f"{len(augmented.texts)} augmented rows from {augmented_file(settings)}")
@@ -99,22 +103,31 @@ def prepare(settings: Settings) -> Prepared:
     settings = dataclasses.replace(
         settings, pooling=start.config.pooling, max_length=limit, batch_size=batches.batch_size
     )
-    return Prepared(settings, data, start, teacher, batches, dev, start.tokenizer, tuple(notes), augmented)
+    return Prepared(settings, data, start, teacher, batches, dev, start.tokenizer, tuple(notes), proposer, augmented)
 
 
-def _find_augmented(settings: Settings, data: TaskData, start: Model) -> Augmented | None:
+def _find_proposer(settings: Settings, start: Model) -> Model:
+    """The checkpoint as it is, with the masked-LM head that the start of a task has lost; else the start."""
+    try:
+        model = load(settings.model)
+    except InputError:  # a head of another kind, which a start does without
+        return start
+    return model if model.config.head == "masked-lm" else start
+
+
+def _find_augmented(settings: Settings, data: TaskData, proposer: Model) -> Augmented | None:
     """The augmented rows that are there already.
 
     Raises:
       InputError: they do not belong to this run, or none can be made.
     """
-    if settings.augment is None:
-        return None
     if not any(eligible_words(text) for row in data.train.texts for text in row):
         raise InputError(f"--augment {settings.augment}: no word of the training rows can be replaced by another")
-    if not (file := augmented_file(settings)).exists():
-        return None
-    return read_rows(file, make_header(settings, data.train.texts, start.fingerprint))
+    if (file := augmented_file(settings)).exists():
+        return read_rows(file, make_header(settings, data.train.texts, proposer))
+    candidates(proposer)  # says whether it has any
+    check_place(file, f"--augment-file {file}")
+    return None
 
 
 def load_teacher(settings: Settings, data: TaskData, start: Model) -> tuple[Model | None, tuple[str, ...]]:
@@ -161,7 +174,7 @@ def check_out(settings: Settings) -> None:
     if settings.resume:
         single = (out / "config.json").is_file()
         inside = sorted(file.parent.name for file in out.glob("*/env.json"))
-        if not single and not inside:
+        if not single and not inside and not (out / AUGMENTED).is_file():
             raise InputError(f"--resume: {out} is no run folder: there is nothing to go on with")
         if single and len(settings.methods) > 1:
             raise InputError(f"--resume: {out} is a run of one method; --method {settings.method} names several")
@@ -171,6 +184,15 @@ def check_out(settings: Settings) -> None:
     inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if out.exists() and (not out.is_dir() or inside - {AUGMENTED, PREVIEW}):
         raise InputError(f"--out {out}: exists already; give another folder, or --resume to go on with the run in it")
-    parent = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    check_place(out, f"--out {out}")
+
+
+def check_place(place: Path, flag: str) -> None:
+    """Whether a file or folder can be made at a place.
+
+    Raises:
+      InputError: the folder above it is none, or may not be written in.
+    """
+    parent = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
     if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
-        raise InputError(f"--out {out}: no permission to write in {parent}")
+        raise InputError(f"{flag}: no permission to write in {parent}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from experiments.augment_file import rows_digest
 from experiments.prepare import Prepared
 from experiments.settings import Settings, command_line
 from kaprune_jax._errors import InputError
@@ -67,6 +68,7 @@ def environment(prepared: Prepared) -> dict[str, Any]:
         "data": prepared.data.fingerprint,
         "model": prepared.start.fingerprint,
         "teacher": prepared.teacher.fingerprint if prepared.teacher else None,
+        "augmented rows": rows_digest(prepared.augmented) if prepared.augmented else None,
     }
 
 
@@ -103,7 +105,7 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
             raise InputError(
                 f"--resume: {folder} was started with --{name.replace('_', '-')} {old.get(name)}, now {config[name]}"
             )
-        for name in ("data", "model", "teacher"):
+        for name in ("data", "model", "teacher", "augmented rows"):
             if before.get(name) != env[name]:
                 raise InputError(f"--resume: {folder} was started with another {name}: its content has changed since")
         if different:

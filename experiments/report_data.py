@@ -197,7 +197,10 @@ def group_runs(runs: Sequence[Run]) -> dict[Setting, dict[str, list[Run]]]:
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Settings, other than the seed and places, in which runs of one mean differ: name to the values there are."""
     names = sorted(set().union(*(run.config for run in runs)) - _FREE)
-    values = {name: sorted({str(run.config.get(name, "not given")) for run in runs}) for name in names}
+    values = {
+        name: sorted({"not given" if (value := run.config.get(name)) is None else str(value) for run in runs})
+        for name in names
+    }
     return {name: found for name, found in values.items() if len(found) > 1}
 
 

@@ -56,6 +56,7 @@ def card(result: dict[str, Any], prepared: Prepared, *, last: bool) -> str:
         "classifier computes: `AutoModel` of `transformers` loads the encoder, and the logits are that mean times "
         "`classifier.weight` (transposed) plus `classifier.bias`, both in `model.safetensors`."
     )
+    added = f" and {n:,} augmented" if (n := result["examples"]["augmented"]) else ""
     zeros = " Zeros alone do not make a dense matrix product faster." if result["target_step"] else ""
     start = short_name(settings.model)
     return f"""# {result["task"]}: {start}, {result["method"]}
@@ -69,7 +70,7 @@ Weights of {chosen}.
 {dense}{figures}
 | parameters kept | {result["parameters"]["kept"]:,} of {result["parameters"]["dense"]:,} |
 | bytes, stored dense / sparse | {result["bytes"]["dense"]:,} / {result["bytes"]["stored"]:,} |
-| training rows, steps, seed | {result["examples"]["train"]:,}, {result["steps"]:,}, {result["seed"]} |
+| training rows, steps, seed | {result["examples"]["train"]:,}{added}, {result["steps"]:,}, {result["seed"]} |
 
 ```python
 import kaprune_jax as kp

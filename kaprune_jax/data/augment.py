@@ -7,6 +7,7 @@ new rows have no labels: a teacher gives them.
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -31,8 +32,8 @@ STOP_WORDS = frozenset(
     ).split()
 )
 
-# Runs of letters, but not parts of `don't`, `3d` or `twenty-one`.
-_WORD = re.compile(r"(?<!\w)(?<!\w['’-])[^\W\d_]{2,}(?!\w)(?!['’-]\w)")
+# Runs of word characters, but not parts of `don't`, `3d`, `twenty-one` or a tag such as <br> or [MASK].
+_WORD = re.compile(r"(?<![\w\[<])(?<!</)(?<!\w['’-])[^\W\d_]{2,}(?!\w)(?!['’-]\w)")
 
 
 class Word(NamedTuple):
@@ -69,17 +70,27 @@ class Augmented(NamedTuple):
 def eligible_words(text: str) -> list[Word]:
     """The words of a text that may be replaced: letters only, two or more, no stop words.
 
+    Letters are those of scripts with upper and lower case; others, in which words are not what stands between spaces,
+    or letters carry marks of their own, are left alone.
+
     Example:
       >>> [word.word for word in eligible_words("The film isn't half-baked, it is a masterpiece.")]
       ['film', 'masterpiece']
     """
     found = (Word(text, *match.span()) for match in _WORD.finditer(text))
-    return [word for word in found if word.word.lower() not in STOP_WORDS]
+    return [word for word in found if is_candidate(word.word) and not _part_of_more(word)]
+
+
+def _part_of_more(word: Word) -> bool:
+    """Whether an accent that is a character of its own, or an invisible character, joins the word to something."""
+    around = word.text[max(0, word.start - 1) : word.start] + word.text[word.end : word.end + 1]
+    return any(unicodedata.category(sign) in ("Mn", "Mc", "Me", "Cf") for sign in around)
 
 
 def is_candidate(word: str) -> bool:
-    """Whether a word may be put in another's place: like `eligible_words`, whole."""
-    return bool(_WORD.fullmatch(word)) and word.lower() not in STOP_WORDS
+    """Whether a word may be put in another's place: letters only, two or more, no stop word."""
+    letters = len(word) > 1 and all(sign.isupper() or sign.islower() for sign in word) and word.isalpha()
+    return letters and word.lower() not in STOP_WORDS
 
 
 def augment(rows: Texts, propose: Propose, *, copies: int, probability: float = 0.4, seed: int = 0) -> Augmented:

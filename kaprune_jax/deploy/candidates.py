@@ -21,6 +21,7 @@ from kaprune_jax.models.bert import make_fill
 _FEWEST = 3  # below so many the masked language model has no opinion, and the embeddings are asked
 _MULTIPLE = 32  # sequence lengths: few shapes, few compilations
 _WORDS = 512  # rows of the table of similarities at a time
+_TEXTS = 8192  # masked texts tokenised at a time
 
 
 def candidates(model: Model, *, count: int = 15, batch_size: int = 64) -> Propose:
@@ -28,8 +29,8 @@ def candidates(model: Model, *, count: int = 15, batch_size: int = 64) -> Propos
 
     With the head: the word is masked in its text, a word of several pieces by one mask; of the `count` most probable
     tokens those are taken that are whole words, not stop words and not the word itself. Where fewer than three remain,
-    and where there is no head: the `count` words of the vocabulary with the most similar input embedding (cosine; a
-    word of several pieces has their mean).
+    and where there is no head or no mask token: the `count` words of the vocabulary with the most similar input
+    embedding (cosine; a word of several pieces has their mean). Words unknown to the tokenizer have none.
 
     Args:
       model: any encoder with a tokenizer.
@@ -50,49 +51,62 @@ def candidates(model: Model, *, count: int = 15, batch_size: int = 64) -> Propos
         return [found[word.word] for word in words]
 
     def by_masked_lm(words: Sequence[Word]) -> list[tuple[str, ...]]:
-        found = _fill_in(model, vocabulary, words, count, batch_size)
+        fill, found = _most_probable(model), []
+        for start in range(0, len(words), _TEXTS):
+            found += _fill_in(model, vocabulary, fill, words[start : start + _TEXTS], count, batch_size)
         few = [index for index, others in enumerate(found) if len(others) < min(_FEWEST, count)]
         for index, others in zip(few, by_embedding([words[index] for index in few]), strict=True):
             found[index] = others
         return found
 
-    return by_masked_lm if model.config.head == "masked-lm" else by_embedding
+    has_head = model.config.head == "masked-lm" and model.tokenizer.mask_token_id is not None
+    return by_masked_lm if has_head else by_embedding
 
 
 class _Vocabulary:
-    """The tokens of a model that are words."""
+    """The tokens of a model that are whole words: what the tokenizer makes of the word is that token alone."""
 
     def __init__(self, model: Model):
         self.tokenizer: Any = model.tokenizer
-        words = {index: token for token, index in self.tokenizer.get_vocab().items() if is_candidate(token)}
-        self.words = dict(sorted(words.items()))
+        # Pieces that begin a word are marked in some tokenizers: "▁film", "Ġfilm".
+        surface = {index: token.lstrip("▁Ġ") for token, index in sorted(self.tokenizer.get_vocab().items())}
+        likely = {index: word for index, word in surface.items() if is_candidate(word)}
+        pieces = self.pieces(list(likely.values()))
+        self.words = {index: word for index, word in sorted(likely.items()) if pieces[word] == [index]}
         if not self.words:
             raise InputError(f"{model.folder}: its vocabulary has no whole words to replace others with")
-        table = model.params["embeddings"]["word"]["embedding"]
-        self.table = table / jnp.maximum(jnp.linalg.norm(table, axis=1, keepdims=True), 1e-12)
-        self.raw = table
+        self.raw = model.params["embeddings"]["word"]["embedding"]
+        self.table = self.raw / jnp.maximum(jnp.linalg.norm(self.raw, axis=1, keepdims=True), 1e-12)
         self.ids = jnp.array(list(self.words))
 
-    def choose(self, word: str, ids: Sequence[int], count: int) -> tuple[str, ...]:
-        """The words among some tokens, in their order, without `word`."""
-        found = (self.words[index] for index in ids if index in self.words)
+    def pieces(self, words: Sequence[str]) -> dict[str, list[int]]:
+        """What the tokenizer makes of words."""
+        if not words:
+            return {}
+        return dict(zip(words, self.tokenizer(list(words), add_special_tokens=False)["input_ids"], strict=True))
+
+    def choose(self, word: str, pieces: Sequence[int], ids: Sequence[int], count: int) -> tuple[str, ...]:
+        """The words among some tokens, in their order, without `word` itself."""
+        found = (self.words[index] for index in ids if index in self.words and [index] != pieces)
         return tuple(other for other in found if other.lower() != word.lower())[:count]
 
     def neighbours(self, words: Sequence[str], count: int) -> list[tuple[str, ...]]:
-        """For each word the `count` words with the most similar input embedding."""
-        if not words:
-            return []
-        pieces = self.tokenizer(list(words), add_special_tokens=False)["input_ids"]
-        most, found = min(count + 2, len(self.words)), []  # the word itself, and it in another case, may be among them
-        for start in range(0, len(words), _WORDS):
-            part = pieces[start : start + _WORDS]
-            ids = np.zeros((_WORDS, max(map(len, part), default=1)), np.int32)
+        """For each word the `count` words with the most similar input embedding; none for unknown words."""
+        pieces, unknown = self.pieces(words), self.tokenizer.unk_token_id
+        known = [word for word in words if pieces[word] and unknown not in pieces[word]]
+        most = min(count + 2, len(self.words))  # the word itself, and it in another case, may be among them
+        found: dict[str, tuple[str, ...]] = {}
+        for start in range(0, len(known), _WORDS):
+            part = known[start : start + _WORDS]
+            ids = np.zeros((_WORDS, max(len(pieces[word]) for word in part)), np.int32)
             weight = np.zeros(ids.shape, np.float32)
-            for row, tokens in enumerate(part):
-                ids[row, : len(tokens)], weight[row, : len(tokens)] = tokens, 1 / max(1, len(tokens))
-            nearest = np.asarray(_nearest(self.raw, self.table, self.ids, ids, weight, most=most))
-            found += nearest[: len(part)].tolist()
-        return [self.choose(word, ids, count) for word, ids in zip(words, found, strict=True)]
+            for row, word in enumerate(part):
+                tokens = pieces[word]
+                ids[row, : len(tokens)], weight[row, : len(tokens)] = tokens, 1 / len(tokens)
+            nearest = np.asarray(_nearest(self.raw, self.table, self.ids, ids, weight, most=most)).tolist()
+            for word, others in zip(part, nearest, strict=False):
+                found[word] = self.choose(word, pieces[word], others, count)
+        return [found.get(word, ()) for word in words]
 
 
 @functools.partial(jax.jit, static_argnames="most")
@@ -103,16 +117,16 @@ def _nearest(raw: Array, table: Array, words: Array, ids: Array, weight: Array, 
 
 
 def _fill_in(
-    model: Model, vocabulary: _Vocabulary, words: Sequence[Word], count: int, batch_size: int
+    model: Model, vocabulary: _Vocabulary, fill: Any, words: Sequence[Word], count: int, batch_size: int
 ) -> list[tuple[str, ...]]:
     tokenizer, limit = model.tokenizer, model.config.max_position_embeddings
     mask = tokenizer.mask_token
     texts = [f"{word.text[: word.start]}{mask}{word.text[word.end :]}" for word in words]
-    encoded = tokenizer(texts, truncation=True, max_length=limit)["input_ids"] if texts else []
+    encoded = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
+    pieces = vocabulary.pieces(list({word.word for word in words}))
     places = [_place(ids, tokenizer.mask_token_id, word, mask) for ids, word in zip(encoded, words, strict=True)]
     found: list[tuple[str, ...]] = [()] * len(words)
     order = sorted((index for index, place in enumerate(places) if place), key=lambda index: len(encoded[index]))
-    fill = _most_probable(model)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         length = min(limit, -(-len(encoded[rows[-1]]) // _MULTIPLE) * _MULTIPLE)
@@ -124,7 +138,8 @@ def _fill_in(
             ids[row, : len(tokens)], real[row, : len(tokens)], at[row] = tokens, 1, places[index]
         best = np.asarray(fill(model.params, ids, real, at, min(count, len(tokenizer)))).tolist()
         for index, tokens in zip(rows, best, strict=False):
-            found[index] = vocabulary.choose(words[index].word, tokens, count)
+            word = words[index].word
+            found[index] = vocabulary.choose(word, pieces[word], tokens, count)
     return found
 
 

@@ -89,10 +89,7 @@ class Checkpoints:
             _reserve(self.folder, needed)
             with _quiet():
                 self._manager.save(step, args=args)
-            for old in self.folder.glob("*.sha256"):
-                if int(old.stem) not in self._manager.all_steps():
-                    old.unlink()
-            self._seal(step).write_text(_digest(self.folder / str(step)), "utf-8")
+            self._seal(step)
         except OSError as error:
             reason = f"{needed / 1e6:.1f} MB: {error.strerror or error}"
             raise InputError(f"{self.folder}: step {step} cannot be written ({reason})") from None
@@ -101,9 +98,20 @@ class Checkpoints:
             line = os.strerror(int(code[1])) if code else str(error).splitlines()[0][:200]
             raise InputError(f"{self.folder}: step {step} cannot be written ({line})") from None
 
-    def _seal(self, step: int) -> Path:
-        """The file with the digest of a checkpoint; a run that was killed in between has none."""
-        return self.folder / f"{step}.sha256"
+    def _seal(self, step: int) -> None:
+        """Writes the digest of a checkpoint beside it, whole or not at all, and drops those of others."""
+        kept = {str(step) for step in self._manager.all_steps()}
+        for old in self.folder.glob("[0-9]*.sha256"):
+            if old.stem not in kept:
+                old.unlink(missing_ok=True)
+        partial = self.folder / f".{step}.sha256"
+        partial.write_text(_digest(self.folder / str(step)), "utf-8")
+        os.replace(partial, self.folder / f"{step}.sha256")
+
+    def _sealed(self, step: int) -> bool:
+        """Whether a checkpoint is as it was written; one whose run was killed before the digest counts as such."""
+        seal = self.folder / f"{step}.sha256"
+        return not seal.is_file() or seal.read_bytes() == _digest(self.folder / str(step)).encode()
 
     @property
     def latest(self) -> int | None:
@@ -122,8 +130,7 @@ class Checkpoints:
         step = self.latest
         if step is None:
             raise InputError(f"{self.folder}: no checkpoint to go on from")
-        seal = self._seal(step)
-        if seal.exists() and seal.read_text("utf-8") != _digest(self.folder / str(step)):
+        if not self._sealed(step):
             raise InputError(f"{self.folder}: step {step} cannot be read (a file in it was altered or lost)")
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
         here = {path_string(path): _form(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(target)}

@@ -20,6 +20,10 @@ ANIMALS = propose_from({"cat": ("lion", "tiger", "lynx"), "dog": ("wolf", "fox")
         ("does n't work , 3d tv2 x 42", ["work"]),
         ("it 's the filmmaker 's own «Übermut»", ["filmmaker", "Übermut"]),
         ("'quoted' words-and -dashes- under_score", ["quoted", "dashes"]),
+        ("<br /> a [MASK] </b>word", ["word"]),
+        ("cafe\u0301 nai\u0308ve mas\u00adter plain", ["plain"]),
+        ("café naïve Straße Москва λόγος", ["café", "naïve", "Straße", "Москва", "λόγος"]),
+        ("km² ²³ हिन्दी 东西 สวัสดี", []),
         ("", []),
         ("of the and", []),
     ],
@@ -32,7 +36,8 @@ def test_eligible_are_words_of_letters_that_are_no_stop_words(text, words):
 
 @pytest.mark.parametrize(
     ("word", "allowed"),
-    [("film", True), ("Übermut", True)] + [(word, False) for word in ("the", "##ing", "[MASK]", "a1", "x", "don't")],
+    [("film", True), ("Übermut", True)]
+    + [(word, False) for word in ("the", "##ing", "[MASK]", "a1", "x", "don't", "▁film", "")],
 )
 def test_candidates_are_whole_words(word, allowed):
     assert is_candidate(word) == allowed

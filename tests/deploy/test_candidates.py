@@ -3,11 +3,16 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import Unigram
+from tokenizers.trainers import UnigramTrainer
+from transformers import PreTrainedTokenizerFast
 
 import kaprune_jax as kp
 from kaprune_jax.data.augment import eligible_words, is_candidate
 from kaprune_jax.data.world import load_world
 from kaprune_jax.deploy.candidates import candidates
+from kaprune_jax.deploy.model import load_tokenizer
 from kaprune_jax.models.bert import init_params
 
 
@@ -90,6 +95,46 @@ def test_no_words_no_candidates(mini):
     assert candidates(mini)([]) == []
     with pytest.raises(ValueError, match="count=0"):
         candidates(mini, count=0)
+
+
+def with_tokenizer(model, tokenizer):
+    """The model with another tokenizer; its embeddings are what they are."""
+    changed = dataclasses.replace(model)
+    changed.__dict__["tokenizer"] = tokenizer
+    return changed
+
+
+def test_unknown_words_have_no_candidates_and_a_word_is_not_its_own(mini):
+    bare = dataclasses.replace(mini, config=mini.config.replace(head="none"))
+    unknown, accented, known = (eligible_words(text)[0] for text in ("Übermut", "róbin", "robin"))
+    assert mini.tokenizer.unk_token_id in mini.tokenizer("Übermut")["input_ids"]
+    found = candidates(bare)([unknown, accented, known])
+    assert found[0] == ()
+    assert found[1] == found[2]  # the tokenizer drops the accent: one and the same word
+    assert "robin" not in found[1]
+
+
+def test_only_tokens_that_begin_and_end_a_word_are_proposed(mini):
+    trainer = UnigramTrainer(vocab_size=200, special_tokens=["<pad>", "<unk>"], unk_token="<unk>")
+    unigram = Tokenizer(Unigram())
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    texts = [text for row in load_world("micro-nli").train.texts[:300] for text in row]
+    unigram.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=unigram, pad_token="<pad>", unk_token="<unk>")
+    model = with_tokenizer(dataclasses.replace(mini, config=mini.config.replace(head="none")), tokenizer)
+    words = [word for text in texts[:20] for word in eligible_words(text)]
+    proposed = {other for others in candidates(model)(words) for other in others}
+    assert len(proposed) > 20
+    vocabulary = tokenizer.get_vocab()
+    assert all("▁" + word in vocabulary for word in proposed)
+    assert any(is_candidate(token) and "▁" + token not in vocabulary for token in vocabulary)  # the ends of words
+
+
+def test_a_tokenizer_without_a_mask_asks_the_embeddings(mini, words):
+    tokenizer = load_tokenizer(mini.folder)
+    tokenizer.mask_token = None
+    bare = dataclasses.replace(mini, config=mini.config.replace(head="none"))
+    assert candidates(with_tokenizer(mini, tokenizer))(words[:9]) == candidates(bare)(words[:9])
 
 
 def test_random_model_still_proposes_words(mini, words, getkey):

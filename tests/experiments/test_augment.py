@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from safetensors.numpy import load_file
 import kaprune_jax as kp
 from experiments import glue
 from experiments.augment import add_rows
+from experiments.augment_file import make_header
 from experiments.prepare import prepare
 from experiments.settings import parse, resolve
+from kaprune_jax.train.loop import Interrupted
 
-QUICK = ["--epochs", "2", "--teacher-epochs", "3", "--batch-size", "8", "--evaluations", "1", "--allow-weak-teacher"]
+QUICK = ["--epochs", "2", "--teacher-epochs", "40", "--batch-size", "8", "--evaluations", "1", "--allow-weak-teacher"]
+QUICK += ["--teacher-learning-rate", "3e-3"]
 
 
 @pytest.fixture
@@ -30,6 +34,10 @@ def prepared(tiny, files, tmp_path):
 def run(tiny, files, tmp_path):
     """Runs the command into a folder of tmp_path; gives the exit code."""
     return lambda out, *flags: glue.main(["--model", str(tiny), *files, "--out", str(tmp_path / out), *QUICK, *flags])
+
+
+def never():
+    return False
 
 
 def weights(folder):
@@ -55,6 +63,7 @@ def test_new_rows_have_the_teachers_labels_and_do_not_change_the_number_of_steps
     shown = [tuple(line.split("\t")) for line in preview if line.startswith("+")]
     assert len(shown) == 20
     teacher = kp.load(tmp_path / "with" / "teacher")
+    assert {label for label, _ in shown} == {"+ yes", "+ no"}
     for label, text in shown:
         assert [text] in [row[1:] for row in rows]
         assert label == f"+ {teacher.predict([text])[0].label}"
@@ -62,6 +71,8 @@ def test_new_rows_have_the_teachers_labels_and_do_not_change_the_number_of_steps
     assert dense["examples"] == {"train": 40, "dev": 8, "augmented": 0}
     recipe = kp.load(tmp_path / "with" / "hard-labels").details["recipe"]
     assert recipe["augment"] == 4
+    assert recipe["teacher"]["name"] == "fine-tuned"
+    assert f"40 and {len(rows)} augmented" in (tmp_path / "with" / "hard-labels" / "model" / "README.md").read_text()
     assert any(
         not np.array_equal(one, weights(tmp_path / "without" / "hard-labels")[name])
         for name, one in weights(tmp_path / "with" / "hard-labels").items()
@@ -89,7 +100,7 @@ def test_scores_of_new_rows_are_what_the_teacher_predicts(tiny, tmp_path):
         (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n", "utf-8")
     flags = ["--model", str(tiny), "--train-file", str(tmp_path / "train.tsv"), "--dev-file", str(tmp_path / "dev.tsv")]
     prepared = prepare(resolve(parse([*flags, "--augment", "2", "--out", str(tmp_path / "run")])))
-    more = add_rows(prepared, prepared.start, tmp_path / "run")
+    more = add_rows(prepared, prepared.start, tmp_path / "run", never)
     assert more.augmented is not None
     labels = more.train.data.labels
     assert labels.dtype == np.float32
@@ -103,7 +114,7 @@ def test_scores_of_new_rows_are_what_the_teacher_predicts(tiny, tmp_path):
 def test_a_file_that_does_not_belong_to_the_run_is_refused(prepared, tiny, files, tmp_path, capsys):
     start = prepared("--augment", "2")
     file = tmp_path / "rows.jsonl.gz"
-    add_rows(start, start.start, tmp_path / "made")
+    add_rows(start, start.start, tmp_path / "made", never)
     made = tmp_path / "run" / "augmented.jsonl.gz"
     file.write_bytes(made.read_bytes())
     other = tmp_path / "other"
@@ -127,10 +138,69 @@ def test_a_file_that_does_not_belong_to_the_run_is_refused(prepared, tiny, files
     shorter = tmp_path / "shorter.tsv"
     shorter.write_text("".join(rows[:-2]), "utf-8")
     assert f"{file}: made with training rows " in refused("--augment", "2", "--train-file", str(shorter))
+    header = gzip.compress(b'{"words": 1, "sha256": ""}\n[]\n')
     for content in (b"", b"no gzip", made.read_bytes()[:-20], gzip.compress(b"[1]\n"), gzip.compress(b"{}\n"),
-                    gzip.compress(b'{"words": 1}\nno json\n'), gzip.compress(b"\xff\n")):  # fmt: skip
+                    gzip.compress(b'{"words": 1}\nno json\n'), gzip.compress(b"\xff\n"), header):  # fmt: skip
         file.write_bytes(content)
         assert "not a readable file of augmented rows" in refused("--augment", "2")
+
+    lines = gzip.decompress(made.read_bytes()).splitlines(keepends=True)
+    for rows in (lines[:-1], [*lines[:-1], lines[-1].replace(b"film", b"movie") + lines[-1]]):
+        file.write_bytes(gzip.compress(b"".join(rows)))
+        assert "its rows are not those that were written" in refused("--augment", "2")
+
+
+def test_another_tokenizer_or_head_is_another_model(tiny, files, tmp_path):
+    flags = [*files, "--augment", "2", "--out", str(tmp_path / "run")]
+    prepared = prepare(resolve(parse(["--model", str(tiny), *flags])))
+    rows, settings = prepared.data.train.texts, prepared.settings
+    one = make_header(settings, rows, prepared.start)
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    options = json.loads((other / "tokenizer_config.json").read_text("utf-8"))
+    assert options["do_lower_case"]
+    (other / "tokenizer_config.json").write_text(json.dumps(options | {"do_lower_case": False}), "utf-8")
+    two = make_header(settings, rows, kp.load(other))
+    assert {name for name in one if one[name] != two[name]} == {"tokenizer", "head"}
+
+
+def test_pairs_and_truncated_rows(tiny, tmp_path):
+    rows = [f"{'the film ' * 8}number {n}\tit was a {word} film\t{label}"
+            for n in range(6) for word, label in (("good", "yes"), ("bad", "no"))]  # fmt: skip
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("a\tb\tlabel\n" + "\n".join(rows) + "\n", "utf-8")
+    flags = ["--model", str(tiny), "--train-file", str(tmp_path / "train.tsv"), "--dev-file", str(tmp_path / "dev.tsv")]
+    flags += ["--text", "a,b", "--max-length", "12", "--augment", "20", "--out", str(tmp_path / "run")]
+    prepared = prepare(resolve(parse(flags)))
+    more = add_rows(prepared, prepared.start, tmp_path / "run", never)
+    data = more.train.data
+    assert more.augmented is not None
+    assert len(data.input_ids) == 12 + len(more.augmented.texts)
+    origins = [*range(12), *more.augmented.origins]
+    assert len({(origin, tuple(ids)) for origin, ids in zip(origins, data.input_ids, strict=True)}) == len(origins)
+    assert data.truncated == prepared.train.data.truncated == 12
+    with gzip.open(tmp_path / "run" / "augmented.jsonl.gz", "rt") as opened:
+        assert len(opened.readlines()) - 1 > len(more.augmented.texts)  # some differed only beyond the 12 tokens
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_stop_is_heard(prepared, tmp_path, calls):
+    start, asked = prepared("--augment", "2"), []
+
+    def stop():
+        asked.append(None)
+        return len(asked) == calls
+
+    with pytest.raises(Interrupted, match="augmented rows"):
+        add_rows(start, start.start, tmp_path / "run", stop)
+
+
+def test_the_place_of_the_rows_is_checked_first(tiny, files, tmp_path, capsys):
+    (tmp_path / "plain").write_text("")
+    flags = ["--model", str(tiny), *files, "--augment", "2", "--augment-file", str(tmp_path / "plain" / "rows.gz")]
+    assert glue.main([*flags, "--out", str(tmp_path / "run")]) == 2
+    assert "no permission to write in" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_rows_without_a_word_to_replace_are_refused(tiny, tmp_path, capsys):
@@ -144,6 +214,6 @@ def test_rows_without_a_word_to_replace_are_refused(tiny, tmp_path, capsys):
 
 def test_a_run_stopped_while_rows_were_made_can_use_its_folder_again(run, prepared, tmp_path):
     start = prepared("--augment", "2")
-    add_rows(start, start.start, tmp_path / "run")
+    add_rows(start, start.start, tmp_path / "run", never)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"augmented.jsonl.gz", "augmented.txt"}
     assert run("run", "--augment", "2") == 0

@@ -106,8 +106,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(run, tiny, files
     assert weights("a", "1") == weights("b", "1") != weights("c", "2")
 
 
-def test_interrupted_then_resumed_gives_the_same_bits(run, tiny, files, tmp_path, monkeypatch, capsys):
-    flags = ["--model", str(tiny), *files, *QUICK, "--method", "hard-labels"]
+@pytest.mark.parametrize("more", [[], ["--augment", "2"]], ids=["", "augment"])
+def test_interrupted_then_resumed_gives_the_same_bits(more, run, tiny, files, tmp_path, monkeypatch, capsys):
+    flags = ["--model", str(tiny), *files, *QUICK, "--method", "hard-labels", *more]
     assert glue.main([*flags, "--out", str(tmp_path / "whole")]) == 0
 
     def interrupted_fit(*arguments, **options):

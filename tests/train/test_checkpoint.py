@@ -74,6 +74,20 @@ def test_a_checkpoint_without_its_digest_is_read(checkpoints):
     assert checkpoints.restore(state_of(4))[1] == {"a": 1}
 
 
+def test_a_digest_is_whole_or_not_there(checkpoints, monkeypatch):
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(InputError, match="No space left"):
+        checkpoints.save(state_of(4, 1), {"a": 1})
+    monkeypatch.undo()
+    assert checkpoints.restore(state_of(4))[1] == {"a": 1}
+
+
+def test_files_of_others_are_left_alone(checkpoints):
+    (checkpoints.folder / "notes.sha256").write_text("mine")
+    checkpoints.save(state_of(4, 1), {})
+    assert (checkpoints.folder / "notes.sha256").read_text() == "mine"
+
+
 def test_digests_go_with_their_checkpoints(checkpoints):
     for step in range(3):
         checkpoints.save(state_of(4, step), {})
