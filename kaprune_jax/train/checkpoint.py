@@ -1,6 +1,7 @@
 """Checkpoints of a run's state with Orbax, written whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -36,7 +37,11 @@ def _reserve(folder: Path, size: int) -> None:
     """
     if hasattr(os, "posix_fallocate"):
         with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):  # file systems that cannot
+                    raise
 
 
 def _digest(folder: Path) -> str:

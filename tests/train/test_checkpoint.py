@@ -113,6 +113,15 @@ def test_a_full_disk_is_seen_before_anything_is_written(checkpoints, monkeypatch
     assert sorted(file.name for file in checkpoints.folder.iterdir()) == ["1", "1.sha256"]
 
 
+def test_a_file_system_that_cannot_reserve_room_is_written_to(checkpoints, monkeypatch):
+    def cannot(*_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr("os.posix_fallocate", cannot)
+    checkpoints.save(state_of(4, 1), {})
+    assert checkpoints.latest == 1
+
+
 def test_a_limit_on_the_size_of_files_is_seen_before_anything_is_written(checkpoints):
     checkpoints.save(state_of(4, 1), {})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
