@@ -37,7 +37,7 @@ def main() -> None:
         made = augment(rows, propose, copies=arguments.copies)
         seconds = time.perf_counter() - start
         print(
-            f"{arguments.shape}, {name}: {len(rows)} rows, {made.words} words, {len(made.texts)} new rows in "
+            f"{arguments.shape}, {name}: {len(rows)} rows, {len(made.texts)} new rows in "
             f"{seconds:.1f} s: {60 * len(rows) / seconds:,.0f} rows a minute, {60 * len(made.texts) / seconds:,.0f} new"
         )
 

@@ -75,7 +75,7 @@ def _make(prepared: Prepared) -> Augmented:
     if not made.texts:
         raise InputError(f"--augment {settings.augment}: none of the {len(rows)} training rows has a word to replace")
     file = augmented_file(settings)
-    write_rows(file, make_header(settings, rows, model), made)
+    write_rows(file, make_header(settings, prepared.data, model), made)
     means = "masked language model" if model.config.head == "masked-lm" else "input embeddings"
     took = time.perf_counter() - began
     say(f"{len(made.texts)} augmented rows, candidates by {means}, made in {took:.0f} s and kept in {file}")

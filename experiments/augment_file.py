@@ -11,7 +11,8 @@ from typing import Any
 
 from experiments.settings import Settings
 from kaprune_jax._errors import InputError
-from kaprune_jax.data.augment import Augmented, Texts
+from kaprune_jax.data.augment import Augmented
+from kaprune_jax.data.rows import TaskData
 from kaprune_jax.deploy.model import Model
 
 AUGMENTED, PREVIEW = "augmented.jsonl.gz", "augmented.txt"
@@ -24,18 +25,18 @@ def augmented_file(settings: Settings) -> Path:
     return Path(settings.augment_file or Path(settings.out) / AUGMENTED)
 
 
-def make_header(settings: Settings, rows: Texts, model: Model) -> dict[str, Any]:
+def make_header(settings: Settings, data: TaskData, model: Model) -> dict[str, Any]:
     """What augmented rows depend on.
 
     Args:
       settings: of the run.
-      rows: the task's training rows.
+      data: the task.
       model: gives the candidates.
     """
     backend = getattr(model.tokenizer, "backend_tokenizer", None)
     words = [sorted(model.tokenizer.get_vocab().items()), repr(backend and backend.normalizer)]
     return {
-        "rows": _sha256(rows),
+        "data": data.fingerprint,
         "model": model.fingerprint,
         "tokenizer": _sha256(words),
         "head": model.config.head,
@@ -63,7 +64,7 @@ def write_rows(file: Path, header: dict[str, Any], made: Augmented) -> None:
       InputError: no space, no permission.
     """
     partial = file.with_name(f".{file.name}.partial")
-    first = header | {"words": made.words, "sha256": rows_digest(made)}
+    first = header | {"sha256": rows_digest(made)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as opened:
@@ -89,20 +90,15 @@ def read_rows(file: Path, header: dict[str, Any]) -> Augmented:
     try:
         with gzip.open(file, "rt", encoding="utf-8") as opened:
             found, *rows = (json.loads(line) for line in opened)
-        made = Augmented(tuple(tuple(row[1:]) for row in rows), tuple(row[0] for row in rows), found["words"])
+        made = Augmented(tuple(tuple(row[1:]) for row in rows), tuple(row[0] for row in rows))
         whole = found["sha256"] == rows_digest(made)
     except damaged as error:
         raise InputError(f"{file}: not a readable file of augmented rows ({error})") from None
     for name, value in header.items():
         if found.get(name) != value:
-            called = {"rows": "training rows", "copies": "--augment", "seed": "--seed"}.get(name, name)
-            was, wanted = (short(part) for part in (found.get(name), value))
+            called = {"copies": "--augment", "seed": "--seed"}.get(name, name)
+            was, wanted = str(found.get(name))[:12], str(value)[:12]  # of a long hash the beginning
             raise InputError(f"{file}: made with {called} {was}, this run has {wanted}; give another --augment-file")
     if not whole:
         raise InputError(f"{file}: its rows are not those that were written (their SHA-256 differs)")
     return made
-
-
-def short(value: Any) -> str:
-    """A value for an error message; of a long hash the beginning."""
-    return str(value)[:12]

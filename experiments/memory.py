@@ -1,7 +1,7 @@
 """The memory of this process: kept between steps on Linux, and its peak per run.
 
 XLA:CPU allocates the temporaries of a step anew each time, about a gigabyte at MiniLM size, and glibc by default maps
-and unmaps pages for each: a fifth of the step's time. Told to keep them, it reuses the same pages.
+and unmaps pages for each. Told to keep them, it reuses the same pages.
 `benchmarks/train_step.py --malloc default` shows the difference.
 """
 

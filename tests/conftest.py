@@ -19,8 +19,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def find_shared() -> Path | None:
-    """The folder with real data and models, if it is here."""
-    place = Path(os.environ.get("KAPRUNE_SHARED", Path(__file__).parents[2] / "shared"))
+    """The folder with real data and models, if it is here; one that KAPRUNE_SHARED names must be."""
+    named = os.environ.get("KAPRUNE_SHARED")
+    place = Path(named or Path(__file__).parents[2] / "shared")
+    if named and not place.is_dir():
+        pytest.fail(f"KAPRUNE_SHARED={named}: no such folder")
     return place if place.is_dir() else None
 
 

@@ -16,7 +16,8 @@ import numpy as np
 Texts = tuple[tuple[str, ...], ...]
 """One or two strings a row."""
 
-# Articles, pronouns, auxiliaries, prepositions, conjunctions, particles: what holds a sentence together.
+# Articles, pronouns, auxiliaries, prepositions, conjunctions, particles: what holds a sentence together, and no words
+# with contents of their own, which scikit-learn's list has too ("system", "bill", "fire", "interest").
 STOP_WORDS = frozenset(
     (
         "a an the this that these those each every either neither some any no all both few many much more most other "
@@ -59,12 +60,10 @@ class Augmented(NamedTuple):
     Attributes:
       texts: the new rows.
       origins: index of the row that each was made from, ascending.
-      words: how many words of the old rows could be replaced.
     """
 
     texts: Texts
     origins: tuple[int, ...]
-    words: int
 
 
 def eligible_words(text: str) -> list[Word]:
@@ -133,7 +132,7 @@ def augment(rows: Texts, propose: Propose, *, copies: int, probability: float = 
                 made.add(copy)
                 texts.append(copy)
                 origins.append(index)
-    return Augmented(tuple(texts), tuple(origins), sum(map(bool, candidates.values())))
+    return Augmented(tuple(texts), tuple(origins))
 
 
 def _replace(

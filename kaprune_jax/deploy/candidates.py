@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.augment import Propose, Word, is_candidate
@@ -75,9 +75,10 @@ class _Vocabulary:
         self.words = {index: word for index, word in sorted(likely.items()) if pieces[word] == [index]}
         if not self.words:
             raise InputError(f"{model.folder}: its vocabulary has no whole words to replace others with")
-        self.raw = model.params["embeddings"]["word"]["embedding"]
-        self.table = self.raw / jnp.maximum(jnp.linalg.norm(self.raw, axis=1, keepdims=True), 1e-12)
-        self.ids = jnp.array(list(self.words))
+        self.vectors = np.asarray(model.params["embeddings"]["word"]["embedding"])
+        table = self.vectors[list(self.words)]
+        self.table = jnp.asarray(table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12))
+        self.ids = np.array(list(self.words))
 
     def pieces(self, words: Sequence[str]) -> dict[str, list[int]]:
         """What the tokenizer makes of words."""
@@ -98,22 +99,20 @@ class _Vocabulary:
         found: dict[str, tuple[str, ...]] = {}
         for start in range(0, len(known), _WORDS):
             part = known[start : start + _WORDS]
-            ids = np.zeros((_WORDS, max(len(pieces[word]) for word in part)), np.int32)
-            weight = np.zeros(ids.shape, np.float32)
-            for row, word in enumerate(part):
-                tokens = pieces[word]
-                ids[row, : len(tokens)], weight[row, : len(tokens)] = tokens, 1 / len(tokens)
-            nearest = np.asarray(_nearest(self.raw, self.table, self.ids, ids, weight, most=most)).tolist()
+            means = np.zeros((_WORDS, self.vectors.shape[1]), self.vectors.dtype)
+            means[: len(part)] = [self.vectors[pieces[word]].mean(axis=0) for word in part]
+            nearest = self.ids[np.asarray(_nearest(means, self.table, most=most))].tolist()
             for word, others in zip(part, nearest, strict=False):
                 found[word] = self.choose(word, pieces[word], others, count)
         return [found.get(word, ()) for word in words]
 
 
 @functools.partial(jax.jit, static_argnames="most")
-def _nearest(raw: Array, table: Array, words: Array, ids: Array, weight: Array, *, most: int) -> Array:
-    """Ids [rows, most] of the words nearest to the weighted means of some tokens' embeddings."""
-    means = jnp.einsum("rp,rph->rh", weight, raw[ids])
-    return words[jax.lax.top_k(means @ table[words].T, most)[1]]
+def _nearest(
+    vectors: Float[Array, "words hidden"], table: Float[Array, "vocab hidden"], *, most: int
+) -> Int[Array, "words most"]:
+    """The rows of a normalised table that are nearest to each vector by cosine."""
+    return jax.lax.top_k(vectors @ table.T, most)[1]
 
 
 def _fill_in(

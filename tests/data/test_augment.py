@@ -66,7 +66,6 @@ def test_each_word_is_replaced_with_the_asked_probability_by_any_candidate():
 def test_what_is_not_eligible_stays_to_the_letter():
     text = "  The cat — isn't that a DOG?  42% of it sleeps\tnow. "
     made = augment(((text,),), ANIMALS, copies=40)
-    assert made.words == 3
     for (new,) in made.texts:
         assert re.fullmatch(
             r"  The (cat|lion|tiger|lynx) — isn't that a (DOG|WOLF|FOX)\?  42% of it (sleeps|rests)\tnow\. ", new

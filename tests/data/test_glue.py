@@ -1,7 +1,6 @@
 """GLUE's layout and own files; the real GLUE files where they are at hand."""
 
 import gzip
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,6 @@ import pytest
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.glue import load_files, load_glue
 from kaprune_jax.data.tasks import GLUE_TASKS
-
-SHARED = Path(os.environ.get("KAPRUNE_SHARED") or Path(__file__).parents[2].parent / "shared") / "data"
 
 # Rows of train and dev; training and dev rows of each class, in the order of the class ids.
 COUNTS = {
@@ -28,10 +25,8 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("name", GLUE_TASKS)
-def test_real_files(name):
-    if not (SHARED / "glue").is_dir():
-        pytest.skip(f"no GLUE files at {SHARED / 'glue'} (set KAPRUNE_SHARED to the folder that holds data/glue)")
-    data = load_glue(name, SHARED / "glue")
+def test_real_files(name, shared):
+    data = load_glue(name, shared / "data" / "glue")
     train, dev, train_classes, dev_classes = COUNTS[name]
     assert (len(data.train.texts), len(data.dev.texts)) == (train, dev)
     assert {len(row) for row in data.train.texts} == {len(GLUE_TASKS[name].text)}

@@ -137,10 +137,10 @@ def test_a_file_that_does_not_belong_to_the_run_is_refused(prepared, tiny, files
         rows = opened.readlines()
     shorter = tmp_path / "shorter.tsv"
     shorter.write_text("".join(rows[:-2]), "utf-8")
-    assert f"{file}: made with training rows " in refused("--augment", "2", "--train-file", str(shorter))
-    header = gzip.compress(b'{"words": 1, "sha256": ""}\n[]\n')
+    assert f"{file}: made with data " in refused("--augment", "2", "--train-file", str(shorter))
+    header = gzip.compress(b'{"sha256": ""}\n[]\n')
     for content in (b"", b"no gzip", made.read_bytes()[:-20], gzip.compress(b"[1]\n"), gzip.compress(b"{}\n"),
-                    gzip.compress(b'{"words": 1}\nno json\n'), gzip.compress(b"\xff\n"), header):  # fmt: skip
+                    gzip.compress(b'{"sha256": ""}\nno json\n'), gzip.compress(b"\xff\n"), header):  # fmt: skip
         file.write_bytes(content)
         assert "not a readable file of augmented rows" in refused("--augment", "2")
 
@@ -153,14 +153,13 @@ def test_a_file_that_does_not_belong_to_the_run_is_refused(prepared, tiny, files
 def test_another_tokenizer_or_head_is_another_model(tiny, files, tmp_path):
     flags = [*files, "--augment", "2", "--out", str(tmp_path / "run")]
     prepared = prepare(resolve(parse(["--model", str(tiny), *flags])))
-    rows, settings = prepared.data.train.texts, prepared.settings
-    one = make_header(settings, rows, prepared.start)
+    one = make_header(prepared.settings, prepared.data, prepared.start)
     other = tmp_path / "other"
     shutil.copytree(tiny, other)
     options = json.loads((other / "tokenizer_config.json").read_text("utf-8"))
     assert options["do_lower_case"]
     (other / "tokenizer_config.json").write_text(json.dumps(options | {"do_lower_case": False}), "utf-8")
-    two = make_header(settings, rows, kp.load(other))
+    two = make_header(prepared.settings, prepared.data, kp.load(other))
     assert {name for name in one if one[name] != two[name]} == {"tokenizer", "head"}
 
 
