@@ -255,5 +255,5 @@ def markdown(runs: Sequence[Run]) -> str:
     text += "".join(f"\n{paragraph}\n" for paragraph in below_table(runs))
     notes = comparisons(runs) + caveats(runs)
     text += "".join(f"\n- {' '.join(note.split())}" for note in notes) + ("\n" if notes else "")
-    commands = [" ".join(run.command.split()) for run in runs if run.command]
+    commands = dict.fromkeys(" ".join(run.command.split()) for run in runs if run.command)
     return text + ("\nMade by\n\n" + "".join(f"    {command}\n" for command in commands) if commands else "")

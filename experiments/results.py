@@ -44,7 +44,7 @@ def delivered(folder: Path, *, asked: float) -> dict[str, Any]:
 def card(result: dict[str, Any], prepared: Prepared, *, last: bool) -> str:
     """The model card: what it is, its figures, how to use it."""
     settings, config = prepared.settings, prepared.start.config
-    score, metrics = (result["last"], result["last_metrics"]) if last else (result["pruned"], result["metrics"])
+    metrics = result["last_metrics"] if last else result["metrics"]
     figures = "\n".join(f"| {name} (dev) | {value:.4f} |" for name, value in metrics.items())
     dense = "" if result["dense"] is None else f"| {result['metric']} of the dense model | {result['dense']:.4f} |\n"
     at_target = " at the target sparsity" if result["target_step"] else ""
@@ -80,8 +80,6 @@ print(model.predict([{_example(prepared)}]))
 ```
 
 {textwrap.fill(stock + zeros, 120)}
-
-Score in one number: {score:.4f} ({result["metric"]}).
 """
 
 
