@@ -35,16 +35,20 @@ class Stop:
 def run(settings: Settings, should_stop: Stop) -> None:
     """Runs every method of the settings, one after the other, from one teacher."""
     from experiments.augment import add_rows
+    from experiments.coupled import plan_cofi
     from experiments.method import plan
     from experiments.prepare import prepare
     from experiments.record import say
     from experiments.report import write_comparison, write_report
     from experiments.results import read_result
     from experiments.run import get_teacher, run_method
+    from experiments.structured import run_structured
 
     prepared = prepare(settings)
-    for method in settings.methods if prepared.teacher else ():
+    for method in (name for name in settings.methods if prepared.teacher and name != "cofi"):
         plan(method, prepared, prepared.teacher)  # says what does not fit before anything is written
+    if "cofi" in settings.methods:
+        plan_cofi(prepared, prepared.teacher)
     data = prepared.data
     say(f"{data.name}: {len(data.train.texts)} training rows, {len(data.dev.texts)} dev rows, {data.kind}")
     for note in prepared.notes:
@@ -64,7 +68,11 @@ def run(settings: Settings, should_stop: Stop) -> None:
     for method, folder in folders.items():
         given = prepared if method == "dense" else training
         own = given._replace(settings=dataclasses.replace(given.settings, method=method))
-        results[method] = run_method(method, own, folder, should_stop, teacher=teacher, dense=dense)
+        if method == "cofi":
+            assert teacher is not None
+            results[method] = run_structured(own, folder, should_stop, teacher=teacher, dense=dense)
+        else:
+            results[method] = run_method(method, own, folder, should_stop, teacher=teacher, dense=dense)
         write_report(folder)
     if len(methods) > 1:
         write_comparison(out, list(folders.values()))
@@ -77,11 +85,32 @@ def run(settings: Settings, should_stop: Stop) -> None:
 def summary(method: str, result: dict) -> str:
     """One line of figures for the terminal."""
     sizes, bytes = result["sparsity"], result["bytes"]
+    if "removed" in result:
+        return _smaller_summary(method, result)
     dense = "" if result["dense"] is None or method == "dense" else f"dense {result['dense']:.4f} -> "
     return (
         f"{method}: {result['metric']} {dense}{result['pruned']:.4f} (last step {result['last']:.4f}); "
         f"zeros: {sizes['encoder']:.4%} of the encoder matrices, {sizes['all']:.2%} of all parameters; "
         f"{bytes['dense'] / 1e6:.1f} MB dense, {bytes['stored'] / 1e6:.1f} MB stored sparse"
+    )
+
+
+def _smaller_summary(method: str, result: dict) -> str:
+    """What was removed, how much smaller and how much faster the model is."""
+    removed, speed, bytes, sparsity = (result[name] for name in ("removed", "speed", "bytes", "sparsity"))
+    heads, units, hidden = (removed[name] for name in ("heads", "units", "hidden"))
+    layers = sum(bool(head or unit) for head, unit in zip(heads["kept"], units["kept"], strict=True))
+    depth = len(heads["kept"])
+    wide, broad = sum(heads["kept"]), sum(units["kept"])
+    return (
+        f"{method}: {result['metric']} dense {result['dense']:.4f} -> {result['pruned']:.4f} (last step "
+        f"{result['last']:.4f})\n"
+        f"  removed: {sparsity['encoder']:.4%} of the encoder matrices, {sparsity['all']:.2%} of all parameters; "
+        f"{bytes['dense'] / 1e6:.1f} MB -> {bytes['stored'] / 1e6:.1f} MB\n"
+        f"  left: {layers} of {depth} layers, {wide} of {depth * heads['of']} heads, {broad} of "
+        f"{depth * units['of']} units, {hidden['kept']} of {hidden['of']} hidden dimensions\n"
+        f"  {speed['batch']} rows of {speed['length']} tokens take {speed['dense_seconds'] * 1e3:.1f} ms dense, "
+        f"{speed['smaller_seconds'] * 1e3:.1f} ms now: {speed['ratio']:.1f} times as fast on this machine"
     )
 
 
@@ -116,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _checkpoint(settings: Settings) -> str:
     """Names the newest checkpoint under the run folder."""
-    folders = [path for path in Path(settings.out or ".").rglob("ckpt/*") if path.name.isdigit()]
+    folders = [path for path in Path(settings.out or ".").rglob("ckpt*/*") if path.name.isdigit()]
     if not folders:
         return "there is no checkpoint yet"
     newest = max(folders, key=lambda path: path.stat().st_mtime)

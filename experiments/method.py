@@ -15,8 +15,10 @@ from experiments.settings import Settings, loss_weights
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.model import Model
+from kaprune_jax.distill.matching import STATIC
 from kaprune_jax.distill.objective import (
     DistillConfig,
+    cofi_loss,
     hard_labels_loss,
     init_projection,
     logits_loss,
@@ -28,7 +30,7 @@ from kaprune_jax.prune.schedules import PruningSchedule
 from kaprune_jax.train.optimizer import adamw, learning_rate
 from kaprune_jax.train.step import PROJECTION
 
-_LOSSES = {"sparsebert": sparsebert_loss, "logits": logits_loss}
+_LOSSES = {"sparsebert": sparsebert_loss, "logits": logits_loss, "cofi": cofi_loss}
 
 
 class Plan(NamedTuple):
@@ -112,7 +114,7 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
     params = prepared.start.params
     if dense:
         return Plan("teacher", params, hard_labels_loss(), _extra(optimizer), rate, steps, 0, ())
-    objective, notes = _objective(method, settings, prepared.start, teacher)
+    objective, notes = make_objective(method, settings, prepared.start, teacher)
     if method == "prune-finetuned" and teacher is not None:
         if param_shapes(teacher.config) != param_shapes(prepared.start.config):
             raise InputError(
@@ -151,22 +153,23 @@ def _schedule(method: str, settings: Settings, steps: int) -> PruningSchedule:
     return PruningSchedule(settings.sparsity, 0, end, shape=settings.sparsity_schedule)  # pyright: ignore[reportArgumentType]
 
 
-def _objective(
+def make_objective(
     method: str, settings: Settings, start: Model, teacher: Model | None
 ) -> tuple[DistillConfig, tuple[str, ...]]:
     """The method's loss with what the flags change, fitted to the shapes of student and teacher."""
-    changes: dict = dict(
-        temperature=settings.temperature,
-        layer_map=settings.layer_map,
-        projection=settings.projection,
-        **loss_weights(settings.loss_weights),
-    )
-    if settings.regression_target is not None:
-        changes["regression_target"] = settings.regression_target
-    config = dataclasses.replace(_LOSSES.get(method, hard_labels_loss)(), **changes)
+    names = ("temperature", "layer_map", "regression_target")
+    changes: dict = {name: value for name in names if (value := getattr(settings, name)) is not None}
+    changes |= loss_weights(settings.loss_weights)
+    if settings.projection:
+        changes["projection"] = True
+    config = _LOSSES.get(method, hard_labels_loss)()
+    if (changes.get("layer_map", config.layer_map) in STATIC) != (config.layer_map in STATIC):
+        raise InputError(f"--layer-map {settings.layer_map} does not go with --method {method}")
+    config = dataclasses.replace(config, **changes)
     notes: list[str] = []
     layers = [0 if model is None else model.config.num_hidden_layers for model in (teacher, start)]
-    if teacher is not None and (config.hidden or config.attention) and layers[0] < layers[1]:
+    per_layer = config.layer_map in STATIC and (config.hidden or config.attention)
+    if teacher is not None and per_layer and layers[0] < layers[1]:
         raise InputError(
             f"--teacher {settings.teacher}: {layers[0]} layers, fewer than the student's {layers[1]}, and --method "
             f"{method} learns from each; --method logits does not"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import jax
 
 from experiments.augment_file import rows_digest
 from experiments.prepare import Prepared
-from experiments.settings import Settings, command_line
+from experiments.settings import Settings
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.weights import read_json
 from kaprune_jax.train.loop import LogRecord
@@ -95,7 +96,11 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
     Raises:
       InputError: the folder holds a run with other settings, or cannot be written.
     """
-    config = dataclasses.asdict(settings) | details | {"command": command_line()}
+    config = (
+        dataclasses.asdict(settings)
+        | details
+        | {"command": shlex.join(["python", "-m", settings.MODULE, *sys.argv[1:]])}
+    )
     if (folder / "config.json").is_file():
         old, before = read_json(folder / "config.json"), read_json(folder / "env.json")
         different = [name for name in config if name not in _FREE and old.get(name) != config[name]]

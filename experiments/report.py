@@ -14,10 +14,11 @@ from pathlib import Path
 
 from experiments.mask_pictures import study
 from experiments.report_compare import comparison_page
-from experiments.report_data import Run, find_runs, read_masks, read_run
+from experiments.report_data import Run, find_runs, read_run
 from experiments.report_html import run_page
 from experiments.report_text import markdown
 from kaprune_jax._errors import InputError
+from kaprune_jax.deploy.masks import read_masks
 
 
 def write_report(run_folder: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> Path:
@@ -59,7 +60,7 @@ def write_comparison(folder: str | os.PathLike[str], run_folders: Sequence[str |
 def _page_of(run: Run) -> str:
     found = re.fullmatch(r"block-([1-9]\d*)x([1-9]\d*)", run.pattern)
     block = (int(found[1]), int(found[2])) if found else (32, 128)
-    return run_page(run, study(read_masks(run.folder), block=block))
+    return run_page(run, study(read_masks(run.folder / "model"), block=block))
 
 
 def _write(folder: Path, page: str, table: str) -> Path:

@@ -3,12 +3,9 @@
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.weights import read_json
@@ -150,26 +147,6 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         for place in [file.parent for file in inner] or [folder]:
             found.setdefault(place.resolve(), place)
     return list(found.values())
-
-
-def read_masks(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Path and mask [inputs, outputs] (True = kept) of each pruned matrix of a run; nothing where it has no masks.
-
-    Raises:
-      InputError: the file is damaged, or a mask has no shape.
-    """
-    file = folder / "model" / "masks.safetensors"
-    if not file.is_file():
-        return
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            shapes = opened.metadata() or {}
-            for path in sorted(opened.keys()):
-                rows, columns = (int(part) for part in shapes[path].split("x"))
-                bits = np.unpackbits(opened.get_tensor(path), count=rows * columns)
-                yield path, bits.astype(bool).reshape(rows, columns)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{file}: not a readable file of masks ({error})") from None
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -10,6 +10,8 @@ from experiments.method import short_name
 from experiments.prepare import Prepared
 from kaprune_jax._tree import select
 from kaprune_jax.deploy.folder import load
+from kaprune_jax.deploy.masks import read_masks
+from kaprune_jax.deploy.model import Model
 from kaprune_jax.deploy.weights import read_json
 from kaprune_jax.models.bert import PRUNABLE
 
@@ -26,7 +28,10 @@ def delivered(folder: Path, *, asked: float) -> dict[str, Any]:
     """
     import jax
 
-    params = load(folder).params
+    model = load(folder)
+    params = model.params
+    if model.config.is_shrunk:
+        return _delivered_smaller(model, asked=asked)
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     matrices = {path: np.asarray(leaf) for path, leaf in select(params, PRUNABLE)}
     size = sum(matrix.size for matrix in matrices.values())
@@ -38,6 +43,21 @@ def delivered(folder: Path, *, asked: float) -> dict[str, Any]:
         "parameters": {"dense": total, "kept": total - removed, "encoder": size},
         "bytes": {"dense": 4 * total, "stored": min(sparse, 4 * total)},
         "per_matrix": {path: zeros[path] / matrix.size for path, matrix in matrices.items()},
+    }
+
+
+def _delivered_smaller(model: Model, *, asked: float) -> dict[str, Any]:
+    """The same of a model whose pieces are physically gone, against the whole that its folder names."""
+    import jax
+
+    whole = model.details["whole"]
+    total = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    size = sum(np.count_nonzero(leaf) for _, leaf in select(model.params, PRUNABLE))
+    return {
+        "sparsity": {"asked": asked, "encoder": 1 - size / whole["encoder"], "all": 1 - total / whole["all"]},
+        "parameters": {"dense": whole["all"], "kept": total, "encoder": whole["encoder"]},
+        "bytes": {"dense": 4 * whole["all"], "stored": 4 * total},
+        "per_matrix": {path: float(1 - mask.mean()) for path, mask in read_masks(model.folder)},
     }
 
 

@@ -1,6 +1,5 @@
 """One run: a method trained from start to end, its evaluations, its models and its figures."""
 
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,19 +12,18 @@ import numpy as np
 from experiments.memory import peak_bytes, restart_peak
 from experiments.method import Plan, plan, recipe, short_name
 from experiments.prepare import Prepared
-from experiments.record import Recorder, environment, open_run, say, versions, write_json
+from experiments.record import environment, open_run, say, versions, write_json
 from experiments.results import card, delivered, read_result
 from experiments.settings import teacher_settings
+from experiments.stage import Stage
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.loader import Encoded, eval_batches
 from kaprune_jax.data.metrics import majority_score, score_task
 from kaprune_jax.deploy.folder import load, save
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.models.bert import make_apply
-from kaprune_jax.models.config import BertConfig
 from kaprune_jax.prune.masks import sparsity
-from kaprune_jax.train.checkpoint import Checkpoints
-from kaprune_jax.train.loop import Hooks, LogRecord, fit
+from kaprune_jax.train.loop import Hooks, fit
 from kaprune_jax.train.step import TrainState, get_masks, init_state, make_predict, make_train_step, split_projection
 
 ShouldStop = Callable[[], bool]
@@ -119,31 +117,56 @@ def run_method(
     apply = make_apply(config, dtype=settings.dtype)
     distils = teacher is not None and planned.objective.needs_teacher
     teacher_apply = make_apply(teacher.config, dtype=settings.dtype) if distils and teacher else None
-    traced = _CountTraces(make_train_step(apply, planned.tx, planned.objective, teacher=teacher_apply))
+    traced = CountTraces(make_train_step(apply, planned.tx, planned.objective, teacher=teacher_apply))
     key = jax.random.fold_in(jax.random.key(settings.seed), 2)
     state = init_state(planned.params, planned.tx, key)
-    run = _Run(method, prepared, planned, folder, config, make_predict(apply), teacher, dense)
+    predict = make_predict(apply)
+    assert settings.batch_size is not None
+
+    def write(state: TrainState, place: Path) -> None:
+        masks = get_masks(state.opt_state)
+        save(
+            place,
+            split_projection(state.params)[0],
+            config,
+            tokenizer=prepared.tokenizer,
+            masks=None if masks is None else split_projection(masks)[0],
+            details=model_details(method, prepared, planned, teacher, int(state.step)),
+        )
+
+    stage = Stage(
+        folder,
+        title=f"{prepared.data.name} {method}",
+        phase=planned.phase,
+        steps=planned.steps,
+        target_step=planned.target_step,
+        rate=planned.rate,
+        evaluate=lambda state: evaluate(predict, state.params, prepared, batch_size=settings.batch_size or 1),
+        removed=lambda state: sparsity(get_masks(state.opt_state) or {}),
+        write=write,
+    )
     try:
-        state = run.begin(state, resume=settings.resume)
+        state = stage.begin(state, resume=settings.resume)
         for note in planned.notes:
             say(f"note: {note}")
-        hooks = Hooks(run.on_log, run.on_eval, run.on_pause, should_stop)
         state = fit(
             jax.jit(traced, donate_argnums=0),
             state,
             prepared.train,
             steps=planned.steps,
-            hooks=hooks,
+            hooks=Hooks(stage.on_log, stage.on_eval, stage.on_pause, should_stop),
             teacher_params=teacher.params if distils and teacher else None,
             log_every=settings.log_every,
             eval_every=max(1, -(-planned.steps // settings.evaluations)),
         )
-        return run.finish(state, seconds=run.seconds_before + time.perf_counter() - began, traces=traced.count)
+        stage.save_model(state, "model-last")
+        seconds = stage.seconds + time.perf_counter() - began
+        return write_result(method, prepared, planned, stage, dense=dense, seconds=seconds, compilations=traced.count)
     finally:
-        run.checkpoints.close()
+        stage.checkpoints.close()
 
 
-class _CountTraces:
+class CountTraces:
     """A function that knows how often it was traced, which is once per shape."""
 
     def __init__(self, function: Callable):
@@ -154,119 +177,60 @@ class _CountTraces:
         return self.function(*arguments)
 
 
-class _Run:
-    """What happens around the steps of one run: records, evaluations, checkpoints, and the models that are kept."""
+def model_details(method: str, prepared: Prepared, planned: Plan, teacher: Model | None, step: int) -> dict[str, Any]:
+    """What a model folder says of how its weights were made."""
+    settings = prepared.settings
+    return {
+        "task": prepared.data.name,
+        "method": method,
+        "pattern": settings.pattern,
+        "sparsity": settings.sparsity if planned.target_step else 0.0,
+        "source": {"name": short_name(settings.model), "sha256": prepared.start.fingerprint},
+        "step": step,
+        "recipe": recipe(method, prepared, planned, teacher),
+    }
 
-    def __init__(
-        self,
-        method: str,
-        prepared: Prepared,
-        planned: Plan,
-        folder: Path,
-        config: BertConfig,
-        predict: Callable,
-        teacher: Model | None,
-        dense: float | None,
-    ):
-        self.method, self.prepared, self.plan, self.folder = method, prepared, planned, folder
-        self.config, self.predict, self.teacher, self.dense = config, predict, teacher, dense
-        self.recorder = Recorder(folder, planned.phase, f"{prepared.data.name} {method}", planned.steps)
-        self.checkpoints = Checkpoints(folder / "ckpt")
-        self.best: dict[str, Any] = {}
-        self.last: dict[str, float] = {}
-        self.rates: list[float] = []
-        self.seconds_before = 0.0
-        self._began = time.perf_counter()
 
-    def begin(self, state: TrainState, *, resume: bool) -> TrainState:
-        """The state to start from: a checkpoint when resuming, else the given one, which becomes the first."""
-        if resume and self.checkpoints.latest is not None:
-            state, extra = self.checkpoints.restore(state)
-            self.best, self.last, self.seconds_before = extra["best"], extra["last"], extra["seconds"]
-            self.rates = extra["rates"]
-            self.recorder.rewind(int(state.step))
-            say(f"going on at step {int(state.step)} of {self.plan.steps}")
-        else:
-            self._checkpoint(state)
-        return state
-
-    def on_log(self, record: LogRecord) -> None:
-        self.rates.append(record.examples_per_second)
-        self.recorder.train(record, float(np.asarray(self.plan.rate(record.step - 1))))
-
-    def on_eval(self, state: TrainState) -> None:
-        masks = get_masks(state.opt_state)
-        removed = sparsity(masks) if masks is not None else 0.0
-        settings, data = self.prepared.settings, self.prepared.data
-        assert settings.batch_size is not None
-        metrics = evaluate(self.predict, state.params, self.prepared, batch_size=settings.batch_size)
-        step = int(state.step)
-        self.recorder.evaluation(step, metrics, removed)
-        self.last = metrics
-        if step >= self.plan.target_step and metrics[data.metrics[0]] > self.best.get("score", -2.0):
-            self.best = {"score": metrics[data.metrics[0]], "metrics": metrics, "step": step}
-            self._save_model(state, "model")
-        self._checkpoint(state)
-
-    def on_pause(self, state: TrainState) -> None:
-        self._checkpoint(state)
-
-    def _checkpoint(self, state: TrainState) -> None:
-        seconds = self.seconds_before + time.perf_counter() - self._began
-        extra = {"best": self.best, "last": self.last, "seconds": seconds, "rates": self.rates}
-        self.checkpoints.save(state, extra)
-
-    def _save_model(self, state: TrainState, name: str) -> None:
-        """Writes a model folder beside the old one, then puts it in its place."""
-        params, _ = split_projection(state.params)
-        settings, fresh = self.prepared.settings, self.folder / f"{name}.new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        details = {
-            "task": self.prepared.data.name,
-            "method": self.method,
-            "pattern": settings.pattern,
-            "sparsity": settings.sparsity if self.plan.target_step else 0.0,
-            "source": {"name": short_name(settings.model), "sha256": self.prepared.start.fingerprint},
-            "step": int(state.step),
-            "recipe": recipe(self.method, self.prepared, self.plan, self.teacher),
-        }
-        masks = get_masks(state.opt_state)
-        if masks is not None:
-            masks, _ = split_projection(masks)
-        save(fresh, params, self.config, tokenizer=self.prepared.tokenizer, masks=masks, details=details)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        fresh.rename(self.folder / name)
-
-    def finish(self, state: TrainState, *, seconds: float, traces: int) -> dict[str, Any]:
-        """Writes the last model, the model card and `result.json`."""
-        self._save_model(state, "model-last")
-        settings, data = self.prepared.settings, self.prepared.data
-        new_rows = len(self.prepared.augmented.texts) if self.prepared.augmented else 0
-        result = {
-            "task": data.name,
-            "method": self.method,
-            "pattern": settings.pattern,
-            "seed": settings.seed,
-            "metric": data.metrics[0],
-            "dense": self.best["score"] if self.method == "dense" else self.dense,
-            "pruned": self.best["score"],
-            "last": self.last[data.metrics[0]],
-            "metrics": self.best["metrics"],
-            "last_metrics": self.last,
-            "best_step": self.best["step"],
-            "target_step": self.plan.target_step,
-            "examples": {"train": len(data.train.texts), "dev": len(data.dev.texts), "augmented": new_rows},
-            "truncated": {"train": self.prepared.train.data.truncated, "dev": self.prepared.dev.truncated},
-            **delivered(self.folder / "model", asked=(settings.sparsity or 0.0) if self.plan.target_step else 0.0),
-            "steps": self.plan.steps,
-            "seconds": round(seconds, 1),
-            "examples_per_second": round(float(np.median(self.rates)), 1) if self.rates else None,
-            "peak_memory_bytes": peak_bytes(),
-            "compilations": traces,
-            "batch_shapes": [[self.prepared.train.batch_size, length] for length in self.prepared.train.lengths],
-            "versions": versions(),
-        }
-        for name in ("model", "model-last"):
-            (self.folder / name / "README.md").write_text(card(result, self.prepared, last=name != "model"), "utf-8")
-        write_json(self.folder / "result.json", result)
-        return result
+def write_result(
+    method: str,
+    prepared: Prepared,
+    planned: Plan,
+    stage: Stage,
+    *,
+    dense: float | None,
+    seconds: float,
+    compilations: int,
+    more: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes the model cards and `result.json`, counting sizes from the files that are delivered."""
+    settings, data, folder = prepared.settings, prepared.data, stage.folder
+    new_rows = len(prepared.augmented.texts) if prepared.augmented else 0
+    result = {
+        "task": data.name,
+        "method": method,
+        "pattern": settings.pattern,
+        "seed": settings.seed,
+        "metric": data.metrics[0],
+        "dense": stage.best["score"] if method == "dense" else dense,
+        "pruned": stage.best["score"],
+        "last": stage.last[data.metrics[0]],
+        "metrics": stage.best["metrics"],
+        "last_metrics": stage.last,
+        "best_step": stage.best["step"],
+        "target_step": planned.target_step,
+        "examples": {"train": len(data.train.texts), "dev": len(data.dev.texts), "augmented": new_rows},
+        "truncated": {"train": prepared.train.data.truncated, "dev": prepared.dev.truncated},
+        **delivered(folder / "model", asked=(settings.sparsity or 0.0) if planned.target_step else 0.0),
+        "steps": planned.steps,
+        "seconds": round(seconds, 1),
+        "examples_per_second": round(float(np.median(stage.rates)), 1) if stage.rates else None,
+        "peak_memory_bytes": peak_bytes(),
+        "compilations": compilations,
+        "batch_shapes": [[prepared.train.batch_size, length] for length in prepared.train.lengths],
+        **(more or {}),
+        "versions": versions(),
+    }
+    for name in ("model", "model-last"):
+        (folder / name / "README.md").write_text(card(result, prepared, last=name != "model"), "utf-8")
+    write_json(folder / "result.json", result)
+    return result

@@ -1,27 +1,26 @@
 """The flags of the main job: what each means, its default and unit, and what is allowed."""
 
-import argparse
 import dataclasses
 import math
 import os
-import sys
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import ClassVar
 
-from experiments.presets import GLUE_TASKS, MICRO_TASKS, OWN_FILES, PRESETS, Preset
+from experiments.flags import flag as _flag
+from experiments.flags import parse as parse_flags
+from experiments.presets import GLUE_TASKS, MICRO_TASKS, OWN_FILES, PRESETS
 from kaprune_jax._errors import InputError
+from kaprune_jax.models.layout import GATES
 from kaprune_jax.prune.patterns import parse_pattern
 
-METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "dense")
-
-
-def _flag(help: str, default: Any, *, choices: tuple[str, ...] | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "cofi", "dense")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Every setting of a run. None where the default depends on others; `resolve` fills those in."""
+
+    MODULE: ClassVar[str] = "experiments.glue"
 
     task: str = _flag(f"{', '.join(GLUE_TASKS)}; built in: {', '.join(MICRO_TASKS)}", "micro-rte")
     data_dir: str | None = _flag("folder in GLUE's download layout (RTE/train.tsv, plain or .gz)", None)
@@ -62,13 +61,29 @@ class Settings:
         "logits, labels",
         "",
     )
-    temperature: float = _flag("divides the logits of student and teacher, > 0", 1.0)
-    layer_map: str = _flag(
-        "teacher layers learned from, where it has more", "uniform", choices=("uniform", "first", "last")
+    temperature: float | None = _flag("divides the logits of student and teacher, > 0 [1; 2 for cofi]", None)
+    layer_map: str | None = _flag(
+        "teacher layers learned from, where it has more; with cofi which student layer learns from each quarter of the "
+        "teacher: nearest or nearest-ordered [uniform; nearest-ordered for cofi]",
+        None,
+        choices=("uniform", "first", "last", "nearest", "nearest-ordered"),
     )
     projection: bool = _flag("learn a linear map from student to teacher states (always, where widths differ)", False)
+    gates: str = _flag(f"cofi: what may be removed, of {', '.join(GATES)}", ",".join(GATES))
+    before: float = _flag("cofi: fraction of the run with all gates open, in [0, 1)", 0.05)
+    after: float = _flag("cofi: fraction of the run in which the smaller model is fine-tuned, in [0, 1)", 0.3)
+    gate_learning_rate: float = _flag("cofi: of log alpha, > 0", 0.1)
+    gate_start: float = _flag("cofi: probability that a gate is open at the start, in (0, 1)", 0.998)
+    dual_learning_rate: float = _flag("cofi: of the multipliers of the sparsity constraint, > 0", 1.0)
+    penalty: str = _flag(
+        "cofi: of the sparsity constraint: signed (CoFi's) or augmented (acts at once)",
+        "augmented",
+        choices=("signed", "augmented"),
+    )
+    stiffness: float = _flag("cofi: of the augmented penalty, > 0", 10.0)
+    train_embeddings: bool = _flag("cofi: train the embeddings too", False)
     regression_target: str | None = _flag(
-        "what a regression student learns: the task's scores or the teacher's [gold; teacher for logits]",
+        "what a regression student learns: the task's scores or the teacher's [gold; teacher for logits and cofi]",
         None,
         choices=("gold", "teacher"),
     )
@@ -91,35 +106,6 @@ class Settings:
     def methods(self) -> tuple[str, ...]:
         """The methods to run, in order."""
         return tuple((self.method or "").split(","))
-
-
-def parse(arguments: list[str] | None = None, *, prog: str = "python -m experiments.glue") -> Settings:
-    """Reads the flags.
-
-    Raises:
-      InputError: an unknown flag, or a value that is not allowed.
-    """
-    parser = _Parser(
-        prog=prog,
-        description="Prune a pre-trained text encoder while distilling from its fine-tuned teacher. Without flags: "
-        "the built-in offline example.",
-        epilog=_by_task(),
-        formatter_class=_Help,
-        allow_abbrev=False,
-    )
-    hints = get_type_hints(Settings)
-    for field in dataclasses.fields(Settings):
-        name = "--" + field.name.replace("_", "-")
-        help = field.metadata["help"].replace("%", "%%")
-        if hints[field.name] is bool:
-            parser.add_argument(name, action="store_true", help=f"{help} [off]")
-            continue
-        kind = next(iter(get_args(hints[field.name])), hints[field.name])
-        shown = help if field.default is None or field.default == "" else f"{help} [{field.default}]"
-        parser.add_argument(
-            name, type=kind, default=field.default, help=shown, choices=field.metadata["choices"], metavar=None
-        )
-    return Settings(**vars(parser.parse_args(arguments)))
 
 
 def resolve(settings: Settings) -> Settings:
@@ -186,6 +172,12 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "teacher_learning_rate": (math.ulp(0.0), 1e9, "a number > 0"),
     "warmup": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
     "weight_decay": (0.0, 1e9, "a number >= 0"),
+    "before": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
+    "after": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
+    "gate_learning_rate": (math.ulp(0.0), 1e9, "a number > 0"),
+    "gate_start": (math.ulp(0.0), math.nextafter(1.0, 0.0), "a probability in (0, 1)"),
+    "dual_learning_rate": (math.ulp(0.0), 1e9, "a number > 0"),
+    "stiffness": (math.ulp(0.0), 1e9, "a number > 0"),
     "temperature": (math.ulp(0.0), 1e9, "a number > 0"),
     "batch_size": (1, math.inf, "a whole number >= 1"),
     "max_length": (8, math.inf, "a whole number >= 8"),
@@ -212,6 +204,38 @@ def _check(settings: Settings) -> None:
     if settings.augment is not None and settings.methods == ("dense",):
         raise InputError(f"--augment {settings.augment} does not go with --method dense: a teacher labels the new rows")
     loss_weights(settings.loss_weights)
+    gate_names(settings.gates)
+    if "cofi" in settings.methods:
+        _check_cofi(settings)
+
+
+def _check_cofi(settings: Settings) -> None:
+    if settings.pattern != "element":
+        raise InputError(f"--pattern {settings.pattern} does not go with --method cofi, which removes whole structures")
+    if settings.before + settings.after >= 1.0:
+        raise InputError(f"--before {settings.before} and --after {settings.after}: their sum must be below 1")
+    if not settings.before < settings.target_at <= 1.0 - settings.after:
+        raise InputError(
+            f"--target-at {settings.target_at}: with cofi it lies after --before {settings.before} and not later than "
+            f"1 - --after, {1.0 - settings.after:g}"
+        )
+    if loss_weights(settings.loss_weights).get("attention"):
+        raise InputError(
+            f"--loss-weights {settings.loss_weights}: cofi removes heads, so attention scores cannot be compared; "
+            "attention must be 0"
+        )
+
+
+def gate_names(text: str) -> tuple[str, ...]:
+    """Reads "heads,units".
+
+    Raises:
+      InputError: none, an unknown one, or one named twice.
+    """
+    names = tuple(text.split(","))
+    if not set(names) <= set(GATES) or len(set(names)) < len(names):
+        raise InputError(f"--gates {text!r}: some of {', '.join(GATES)} are needed, each once, comma-separated")
+    return names
 
 
 def teacher_settings(settings: Settings) -> Settings:
@@ -243,32 +267,16 @@ def loss_weights(text: str) -> dict[str, float]:
     return weights
 
 
-def _by_task() -> str:
-    """The table of defaults that depend on the task."""
-    names = [field.name for field in dataclasses.fields(Preset)]
-    rows = [("by task", *("--" + name.replace("_", "-") for name in names))]
-    for task, preset in {**PRESETS, "own files": OWN_FILES}.items():
-        rows.append((task, *(f"{getattr(preset, name):g}" for name in names)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+def parse(arguments: list[str] | None = None) -> Settings:
+    """Reads the flags of the main job.
 
-
-class _Help(argparse.HelpFormatter):
-    """Leaves the table under the flags as it is."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if "\n" in text else super()._fill_text(text, width, indent)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with a flag in one line, by an exception."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; {self.prog} --help lists the flags")
-
-
-def command_line() -> str:
-    """The command that was given, for the run's records."""
-    import shlex
-
-    return shlex.join(["python", "-m", "experiments.glue", *sys.argv[1:]])
+    Raises:
+      InputError: an unknown flag, or a value that is not allowed.
+    """
+    return parse_flags(
+        Settings,
+        arguments,
+        prog="python -m experiments.glue",
+        description="Prune a pre-trained text encoder while distilling from its fine-tuned teacher. Without flags: the "
+        "built-in offline example.",
+    )

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from kaprune_jax._errors import InputError
-from kaprune_jax._tree import path_string
 from kaprune_jax._typing import Masks, Params
+from kaprune_jax.deploy.masks import MASKS, save_masks
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.deploy.pooling import detect_pooling
 from kaprune_jax.deploy.weights import WEIGHTS, read_json, read_tensors
@@ -25,7 +24,6 @@ from kaprune_jax.models.config import BertConfig, Head, Pooling, from_hugging_fa
 from kaprune_jax.models.convert import from_tensors, to_tensors
 
 MINI = Path(__file__).parent.parent / "assets" / "mini"
-MASKS = "masks.safetensors"
 
 
 def load(folder: str | os.PathLike[str], *, pooling: Pooling | None = None) -> Model:
@@ -171,7 +169,7 @@ def save(
         tensors = {name: array.astype(dtype) for name, array in to_tensors(params, config).items()}
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         if masks is not None:
-            _save_masks(partial / MASKS, masks)
+            save_masks(partial / MASKS, masks)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card or f"# {place.name}\n", "utf-8")
@@ -183,13 +181,3 @@ def save(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return place
-
-
-def _save_masks(file: Path, masks: Masks) -> None:
-    """Each mask as packed bits of its flattened [inputs, outputs] array, its shape in the metadata."""
-    bits, shapes = {}, {"format": "np"}
-    for path, mask in jax.tree_util.tree_leaves_with_path(masks):
-        name = path_string(path)
-        bits[name] = np.packbits(np.asarray(mask).reshape(-1))
-        shapes[name] = "x".join(map(str, mask.shape))
-    save_file(bits, file, metadata=shapes)

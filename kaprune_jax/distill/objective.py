@@ -2,6 +2,8 @@
 
 SparseBERT (Xu et al., 2021, arXiv:2104.08682), eq. 3-6, all weights 1 by default:
 L = Σ_{i=0..L} MSE(H_i^s W + b, H_i^t) + Σ_{i=1..L} MSE(A_i^s, A_i^t) + CE_soft(z^s/τ, z^t/τ).
+CoFi (Xia et al., 2022, arXiv:2204.00408): 0.1 τ² KL(teacher || student, τ = 2) + 0.9 Σ_j MSE(W H^s_m(j), H^t_j) over
+the teacher's layers at each quarter, m(j) being the nearest student layer that survives.
 """
 
 import dataclasses
@@ -9,10 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from kaprune_jax.distill.losses import attention_loss, hidden_loss, label_loss, soft_cross_entropy
-from kaprune_jax.distill.matching import LayerMap, match_layers
+from kaprune_jax.distill.losses import attention_loss, hidden_loss, kl_loss, label_loss, soft_cross_entropy
+from kaprune_jax.distill.matching import STATIC, LayerMap, match_layers, nearest_layers, quarter_layers
 
 
 @runtime_checkable
@@ -39,7 +41,10 @@ class DistillConfig:
         `regression_target="teacher"`, to the teacher's).
       labels: cross-entropy with the task's own labels; for a regression the squared error to the gold score.
       temperature: τ, divides both logits in the soft cross-entropy; above 0.
-      layer_map: which teacher layer each student layer learns from, where their numbers differ.
+      layer_map: which teacher layer each student layer learns from, where their numbers differ: "uniform", "first",
+        "last". Or CoFi's way round, with the teacher's layers at each quarter: the surviving student layer that is
+        "nearest" to each, or "nearest-ordered", where later teacher layers go with later student layers.
+      divergence: of the logits: "cross-entropy" (SparseBERT) or "kl", times τ² (CoFi). Their gradients differ by τ².
       projection: learn one linear map of student states to the teacher's width, shared by all states, identity at
         the start where the widths agree. Needed where they differ.
       regression_target: "gold" (SparseBERT) or "teacher".
@@ -52,6 +57,7 @@ class DistillConfig:
     labels: float = 0.0
     temperature: float = 1.0
     layer_map: LayerMap = "uniform"
+    divergence: str = "cross-entropy"
     projection: bool = False
     regression_target: str = "gold"
 
@@ -61,6 +67,12 @@ class DistillConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}; a weight >= 0 is needed")
         if not 0.0 < self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature!r}; a number above 0 is needed")
+        if self.divergence not in ("cross-entropy", "kl"):
+            raise ValueError(f"divergence={self.divergence!r}; allowed: cross-entropy, kl")
+        if self.attention and self.layer_map not in STATIC:
+            raise ValueError(
+                f"layer_map={self.layer_map!r} matches hidden states; attention={self.attention} must be 0"
+            )
         if self.regression_target not in ("gold", "teacher"):
             raise ValueError(f"regression_target={self.regression_target!r}; allowed: gold, teacher")
 
@@ -85,6 +97,21 @@ def hard_labels_loss() -> DistillConfig:
     return DistillConfig(embeddings=0.0, hidden=0.0, attention=0.0, logits=0.0, labels=1.0)
 
 
+def cofi_loss() -> DistillConfig:
+    """CoFi's objective: logits at τ = 2, and hidden states of the nearest surviving layers through a learned map."""
+    return DistillConfig(
+        embeddings=0.0,
+        hidden=0.9,
+        attention=0.0,
+        logits=0.1,
+        temperature=2.0,
+        layer_map="nearest-ordered",
+        divergence="kl",
+        projection=True,
+        regression_target="teacher",
+    )
+
+
 def init_projection(student: int, teacher: int, key: Array) -> dict[str, Array]:
     """Parameters of the map from student to teacher width: identity if they agree, else a random near-isometry."""
     kernel = jnp.eye(student) if student == teacher else jax.random.normal(key, (student, teacher)) * student**-0.5
@@ -99,6 +126,7 @@ def objective(
     mask: Array,
     labels: Array | None = None,
     projection: dict[str, Array] | None = None,
+    alive: Bool[Array, " layers"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The total loss of a batch and its terms, unweighted.
 
@@ -110,6 +138,7 @@ def objective(
       labels: [batch], int32 class ids or float32 scores; float32 makes it a regression. None, for classes without
         gold labels, where `labels` has no weight.
       projection: parameters of `init_projection`, or None.
+      alive: which student layers survive, for the "nearest" maps; all by default.
 
     Returns:
       the scalar Σ weight·term, and the terms by name: embeddings, hidden, attention, logits, labels.
@@ -121,7 +150,7 @@ def objective(
     if config.needs_teacher:
         if teacher is None:
             raise ValueError("a distillation term has a weight above 0, but no teacher is given")
-        terms |= _teacher_terms(config, student, _constant(teacher), mask, labels, projection)
+        terms |= _teacher_terms(config, student, _constant(teacher), mask, labels, projection, alive)
     if config.labels:
         if labels is None:
             raise ValueError("the term `labels` has a weight above 0, but no labels are given")
@@ -137,7 +166,7 @@ def _constant(outputs: Outputs) -> Outputs:
     return jax.lax.stop_gradient(outputs)
 
 
-def _teacher_terms(config, student, teacher, mask, labels: Array | None, projection) -> dict[str, Array]:
+def _teacher_terms(config, student, teacher, mask, labels: Array | None, projection, alive) -> dict[str, Array]:
     def project(states):
         if projection is not None:
             kernel, bias = (projection[name].astype(states.dtype) for name in ("kernel", "bias"))
@@ -152,12 +181,16 @@ def _teacher_terms(config, student, teacher, mask, labels: Array | None, project
     terms: dict[str, Array] = {}
     pairs = (
         match_layers(len(student.hidden_states) - 1, len(teacher.hidden_states) - 1, strategy=config.layer_map)
-        if config.hidden or config.attention
+        if (config.hidden or config.attention) and config.layer_map in STATIC
         else ()
     )
     if config.embeddings:
         terms["embeddings"] = hidden_loss(project(student.hidden_states[0]), teacher.hidden_states[0], mask)
-    if config.hidden:
+    if config.hidden and config.layer_map not in STATIC:
+        terms["hidden"] = _nearest_loss(
+            config, [project(state) for state in student.hidden_states[1:]], teacher, mask, alive
+        )
+    elif config.hidden:
         states = student.hidden_states[1:]
         losses = [
             hidden_loss(project(state), teacher.hidden_states[j], mask) for state, j in zip(states, pairs, strict=True)
@@ -176,9 +209,20 @@ def _teacher_terms(config, student, teacher, mask, labels: Array | None, project
         terms["attention"] = jnp.sum(jnp.stack(losses))
     if config.logits:
         if labels is None or not jnp.issubdtype(labels.dtype, jnp.floating):
-            each = soft_cross_entropy(student.logits, teacher.logits, temperature=config.temperature)
+            divergence = kl_loss if config.divergence == "kl" else soft_cross_entropy
+            each = divergence(student.logits, teacher.logits, temperature=config.temperature)
         else:
             target = labels if config.regression_target == "gold" else teacher.logits[:, 0]
             each = label_loss(student.logits, target)
         terms["logits"] = each.mean()
     return terms
+
+
+def _nearest_loss(config, states, teacher, mask, alive: Array | None) -> Float[Array, ""]:
+    """Σ over quarter layers of the teacher of the error of the surviving student layer matched to each."""
+    layers = quarter_layers(len(teacher.hidden_states) - 1)
+    errors = jnp.stack([jnp.stack([hidden_loss(s, teacher.hidden_states[j], mask) for s in states]) for j in layers])
+    there = jnp.ones(len(states), bool) if alive is None else alive
+    matched = nearest_layers(jax.lax.stop_gradient(errors), there, ordered=config.layer_map == "nearest-ordered")
+    chosen = jnp.take_along_axis(errors, matched[:, None], axis=1)
+    return jnp.sum(chosen) * jnp.any(there)

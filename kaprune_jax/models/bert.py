@@ -20,8 +20,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kaprune_jax._typing import Params
+from kaprune_jax.l0.layout import Gates
 from kaprune_jax.models.config import BertConfig
-from kaprune_jax.models.layers import Embeddings, Layer, activation, dropout, layer_norm, linear
+from kaprune_jax.models.layers import Embeddings, Layer, LayerGates, activation, dropout, layer_norm, linear
 
 PRUNABLE = r"encoder/.*/kernel"
 
@@ -58,15 +59,24 @@ class Encoder(nnx.Module):
     """The stack of layers."""
 
     def __init__(self, config: BertConfig, dtype: str, rngs: nnx.Rngs):
-        self.layers = nnx.List([Layer(config, dtype, rngs) for _ in range(config.num_hidden_layers)])
+        shapes = map(config.layer, range(config.num_hidden_layers))
+        self.layers = nnx.List([Layer(config, shape, dtype, rngs) for shape in shapes])
 
-    def __call__(self, x: Array, attend: Array, *, rngs: nnx.Rngs | None = None) -> tuple[list[Array], list[Array]]:
+    def __call__(
+        self, x: Array, attend: Array, *, gates: Gates | None = None, rngs: nnx.Rngs | None = None
+    ) -> tuple[list[Array], list[Array]]:
         hidden, scores = [x], []
-        for layer in self.layers:
-            x, score = layer(x, attend, rngs=rngs)
+        for index, layer in enumerate(self.layers):
+            x, score = layer(x, attend, gates=_layer_gates(gates, index), rngs=rngs)
             hidden.append(x)
             scores.append(score)
         return hidden, scores
+
+
+def _layer_gates(gates: Gates | None, index: int) -> LayerGates:
+    """What concerns one layer: its row of each family, and the hidden dimensions' gates whole."""
+    rows = {name: value if name == "hidden" else value[index] for name, value in (gates or {}).items()}
+    return LayerGates(**rows)
 
 
 class Bert(nnx.Module):
@@ -80,16 +90,23 @@ class Bert(nnx.Module):
             self.lm_head = MaskedLMHead(config, dtype, rngs)
             return
         if config.pooling == "cls":
-            self.pooler = linear(config.hidden_size, config.hidden_size, config, dtype, rngs)
+            self.pooler = linear(config.hidden_size, config.pooler_size or config.hidden_size, config, dtype, rngs)
         if config.num_logits:
-            self.head = linear(config.hidden_size, config.num_logits, config, dtype, rngs)
+            width = (config.pooler_size if config.pooling == "cls" else None) or config.hidden_size
+            self.head = linear(width, config.num_logits, config, dtype, rngs)
 
     def __call__(
-        self, input_ids: Array, attention_mask: Array, token_type_ids: Array, *, rngs: nnx.Rngs | None = None
+        self,
+        input_ids: Array,
+        attention_mask: Array,
+        token_type_ids: Array,
+        *,
+        gates: Gates | None = None,
+        rngs: nnx.Rngs | None = None,
     ) -> BertOutput:
         attend = attention_mask.astype(bool)
-        embedded = self.embeddings(input_ids, token_type_ids, rngs=rngs)
-        hidden, scores = self.encoder(embedded, attend, rngs=rngs)
+        embedded = self.embeddings(input_ids, token_type_ids, hidden=(gates or {}).get("hidden"), rngs=rngs)
+        hidden, scores = self.encoder(embedded, attend, gates=gates, rngs=rngs)
         logits = None
         if self.config.head == "masked-lm":
             logits = self.lm_head(hidden[-1], self.embeddings.word)
@@ -140,8 +157,9 @@ def make_apply(config: BertConfig, *, dtype: str = "float32") -> Callable[..., B
       dtype: "float32" or "bfloat16", the type of activations and matmuls; parameters keep theirs.
 
     Returns:
-      `apply(params, input_ids, attention_mask=None, token_type_ids=None, *, dropout_key=None)`. Integer arrays
-      [batch, seq]; attention_mask is 1 for real tokens, 0 for padding. With a dropout key the model is in
+      `apply(params, input_ids, attention_mask=None, token_type_ids=None, *, gates=None, dropout_key=None)`. Integer
+      arrays [batch, seq]; attention_mask is 1 for real tokens, 0 for padding. `gates`: values in [0, 1] by the names
+      of `kaprune_jax.models.layout.bert_layout`; a name that is absent is open. With a dropout key the model is in
       training mode, without one it is deterministic.
     """
     graph, _ = split_config(config, dtype)
@@ -152,6 +170,7 @@ def make_apply(config: BertConfig, *, dtype: str = "float32") -> Callable[..., B
         attention_mask: Array | None = None,
         token_type_ids: Array | None = None,
         *,
+        gates: Gates | None = None,
         dropout_key: Array | None = None,
     ) -> BertOutput:
         model = nnx.merge(graph, params)
@@ -159,7 +178,7 @@ def make_apply(config: BertConfig, *, dtype: str = "float32") -> Callable[..., B
         input_ids = jnp.asarray(input_ids)
         mask = jnp.ones_like(input_ids) if attention_mask is None else jnp.asarray(attention_mask)
         types = jnp.zeros_like(input_ids) if token_type_ids is None else jnp.asarray(token_type_ids)
-        return model(input_ids, mask, types, rngs=rngs)
+        return model(input_ids, mask, types, gates=gates, rngs=rngs)
 
     return apply
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from kaprune_jax._errors import InputError
 
@@ -23,6 +23,18 @@ _ARCHITECTURE: dict[Head, str] = {
 }
 
 
+class LayerShape(NamedTuple):
+    """What is left of one layer.
+
+    Attributes:
+      heads: numbers of the attention heads that are there, of those it had; empty where the attention is gone.
+      ffn: width of the feed-forward network; 0 where it is gone.
+    """
+
+    heads: tuple[int, ...]
+    ffn: int
+
+
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
     """Sizes of a BERT encoder (Devlin et al., 2019, arXiv:1810.04805), named as in Hugging Face's configuration.
@@ -32,6 +44,11 @@ class BertConfig:
         "mean", the mean of the last hidden states over real tokens, as sentence encoders are trained.
       head: what stands on the encoder; "none" gives no logits.
       labels: class names in the order of the logits; empty without a classification head.
+      layers: what is left of each layer; empty where all of it is. `num_attention_heads` and `intermediate_size` say
+        what a whole layer has.
+      attention_head_size: width of one attention head where it is not hidden_size / num_attention_heads, because
+        hidden dimensions are gone.
+      pooler_size: width of the [CLS] pooler where it is not hidden_size.
     """
 
     vocab_size: int
@@ -50,6 +67,9 @@ class BertConfig:
     pooling: Pooling = "cls"
     head: Head = "none"
     labels: tuple[str, ...] = ()
+    layers: tuple[LayerShape, ...] = ()
+    attention_head_size: int | None = None
+    pooler_size: int | None = None
 
     def __post_init__(self):
         for name in _WHOLE:
@@ -58,7 +78,15 @@ class BertConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not isinstance(getattr(self, name), int | float) or not 0 <= getattr(self, name) < 1:
                 raise InputError(f"config: {name}={getattr(self, name)!r}; a fraction in [0, 1) is needed")
-        if self.hidden_size % self.num_attention_heads:
+        for name in ("attention_head_size", "pooler_size"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise InputError(f"config: {name}={value!r}; a positive whole number is needed")
+        if self.layers and len(self.layers) != self.num_hidden_layers:
+            raise InputError(
+                f"config: {len(self.layers)} layers are described; num_hidden_layers={self.num_hidden_layers}"
+            )
+        if self.attention_head_size is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"config: hidden_size={self.hidden_size} is no multiple of "
                 f"num_attention_heads={self.num_attention_heads}"
@@ -73,7 +101,17 @@ class BertConfig:
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.attention_head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def is_shrunk(self) -> bool:
+        """Whether pieces are physically gone, so that stock classes cannot load it."""
+        return bool(self.layers)
+
+    def layer(self, index: int) -> LayerShape:
+        """What there is of a layer, counted from 0."""
+        whole = LayerShape(tuple(range(self.num_attention_heads)), self.intermediate_size)
+        return self.layers[index] if self.layers else whole
 
     @property
     def num_logits(self) -> int:
@@ -85,9 +123,8 @@ class BertConfig:
         return dataclasses.replace(self, **changes)
 
 
-_SIZES = tuple(
-    field.name for field in dataclasses.fields(BertConfig) if field.name not in ("pooling", "head", "labels")
-)
+_OWN = ("pooling", "head", "labels", "layers", "attention_head_size", "pooler_size")
+_SIZES = tuple(field.name for field in dataclasses.fields(BertConfig) if field.name not in _OWN)
 
 
 def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
@@ -126,9 +163,43 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
     if head == "classification":
         labels = tuple(str(names[key]) for key in sorted(names, key=int))
     try:
-        return BertConfig(**sizes, pooling=section.get("pooling", "cls"), head=head, labels=labels)
+        config = BertConfig(
+            **sizes,
+            pooling=section.get("pooling", "cls"),
+            head=head,
+            labels=labels,
+            attention_head_size=section.get("head_size"),
+            pooler_size=section.get("pooler"),
+        )
+        return config.replace(layers=_read_layers(section["layers"], config)) if "head_size" in section else config
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _read_layers(rows: Any, config: BertConfig) -> tuple[LayerShape, ...]:
+    """The shapes of shrunk layers from the `kaprune` section.
+
+    Raises:
+      InputError: something else is there.
+    """
+    if not isinstance(rows, list) or len(rows) != config.num_hidden_layers:
+        raise InputError(f"kaprune.layers: a list of {config.num_hidden_layers} objects is needed")
+    layers = []
+    for number, row in enumerate(rows):
+        heads, width = (row.get("heads"), row.get("ffn")) if isinstance(row, dict) else (None, None)
+        if (
+            not isinstance(heads, list)
+            or not all(type(head) is int and 0 <= head < config.num_attention_heads for head in heads)
+            or sorted(set(heads)) != heads
+            or type(width) is not int
+            or not 0 <= width <= config.intermediate_size
+        ):
+            raise InputError(
+                f"kaprune.layers[{number}]={str(row)[:100]}; heads, ascending numbers below "
+                f"{config.num_attention_heads}, and ffn, a width up to {config.intermediate_size}, are needed"
+            )
+        layers.append(LayerShape(tuple(heads), width))
+    return tuple(layers)
 
 
 def to_hugging_face(config: BertConfig) -> dict[str, Any]:
@@ -149,11 +220,13 @@ def to_hugging_face(config: BertConfig) -> dict[str, Any]:
     elif config.head == "regression":
         raw["id2label"], raw["label2id"] = {"0": "score"}, {"score": 0}
         raw["problem_type"] = "regression"
-    layer = {"heads": list(range(config.num_attention_heads)), "ffn": config.intermediate_size}
+    layers = [config.layer(index) for index in range(config.num_hidden_layers)]
     raw["kaprune"] = {
         "pooling": config.pooling,
         "head": config.head,
         "hidden": config.hidden_size,
-        "layers": [layer] * config.num_hidden_layers,
+        "layers": [{"heads": list(layer.heads), "ffn": layer.ffn} for layer in layers],
     }
+    if config.is_shrunk:
+        raw["kaprune"] |= {"head_size": config.head_size, "pooler": config.pooler_size}
     return raw

@@ -5,13 +5,14 @@ Devlin et al., 2019, arXiv:1810.04805. Post-layer-norm: x + sublayer(x), then La
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt32
 
-from kaprune_jax.models.config import BertConfig
+from kaprune_jax.models.config import BertConfig, LayerShape
 
 
 @jax.custom_vjp
@@ -71,11 +72,33 @@ def dropout(x: Float[Array, "..."], rate: float, rngs: nnx.Rngs | None) -> Float
     return jnp.where(kept, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros_like(x))
 
 
-def layer_norm(config: BertConfig, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over the hidden dimension, variance computed from centred values."""
-    return nnx.LayerNorm(
-        config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs
-    )
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm over the hidden dimension, variance computed from centred values.
+
+    Under hidden gates mean and variance are those of the open dimensions alone and the others stay zero, so that the
+    outcome is that of the model without them.
+    """
+
+    def __call__(self, x: Array, hidden: Array | None = None) -> Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if hidden is None:
+            return super().__call__(x)
+        wide, there = x.astype(jnp.float32), _beside(hidden > 0, x).astype(jnp.float32)
+        count = jnp.maximum(there.sum(), 1.0)
+        centred = (wide - (wide * there).sum(axis=-1, keepdims=True) / count) * there
+        variance = jnp.square(centred).sum(axis=-1, keepdims=True) / count
+        normed = centred * jax.lax.rsqrt(variance + self.epsilon)
+        scale, bias = (_beside(value[...], x) for value in (self.scale, self.bias))  # pyright: ignore[reportOptionalSubscript]
+        return ((normed * scale + bias) * there).astype(x.dtype)
+
+
+def _beside(vector: Array, x: Array) -> Array:
+    """A vector over the last dimension with as many dimensions as x."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+def layer_norm(config: BertConfig, dtype: str, rngs: nnx.Rngs) -> LayerNorm:
+    """The LayerNorm of a configuration."""
+    return LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
 def linear(inputs: int, outputs: int, config: BertConfig, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
@@ -99,34 +122,72 @@ class Embeddings(nnx.Module):
         self.token_type = table(config.type_vocab_size)
         self.norm = layer_norm(config, dtype, rngs)
 
-    def __call__(self, input_ids: Array, token_type_ids: Array, *, rngs: nnx.Rngs | None = None) -> Array:
+    def __call__(
+        self,
+        input_ids: Array,
+        token_type_ids: Array,
+        *,
+        hidden: Array | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Array:
         seq, most = input_ids.shape[-1], self.config.max_position_embeddings
         if seq > most:
             raise ValueError(f"input_ids has {seq} tokens a row; the model has {most} positions")
         positions = jnp.arange(seq)
         summed = self.word(input_ids) + self.position(positions)[None] + self.token_type(token_type_ids)
-        return dropout(self.norm(summed), self.config.hidden_dropout_prob, rngs)
+        normed = scaled(self.norm(summed, hidden), hidden)
+        return dropout(normed, self.config.hidden_dropout_prob, rngs)
+
+
+def scaled(x: Array, gate: Array | None) -> Array:
+    """x times a gate over its last dimension, or times one number; x itself without a gate."""
+    if gate is None:
+        return x
+    return x * (gate if gate.ndim == 0 else _beside(gate, x)).astype(x.dtype)
+
+
+class LayerGates(NamedTuple):
+    """The gates of one layer, in [0, 1]; None where open.
+
+    Attributes:
+      attention: of the attention as a whole.
+      heads: of each head.
+      ffn: of the feed-forward network as a whole.
+      units: of each unit in it.
+      hidden: of each hidden dimension, the same in all layers.
+    """
+
+    attention: Float[Array, ""] | None = None
+    heads: Float[Array, " heads"] | None = None
+    ffn: Float[Array, ""] | None = None
+    units: Float[Array, " units"] | None = None
+    hidden: Float[Array, " hidden"] | None = None
+
+
+OPEN = LayerGates()
 
 
 class SelfAttention(nnx.Module):
     """Multi-head self-attention; returns its output and the scaled scores before masking and softmax."""
 
-    def __init__(self, config: BertConfig, dtype: str, rngs: nnx.Rngs):
-        self.config = config
-        self.query = linear(config.hidden_size, config.hidden_size, config, dtype, rngs)
-        self.key = linear(config.hidden_size, config.hidden_size, config, dtype, rngs)
-        self.value = linear(config.hidden_size, config.hidden_size, config, dtype, rngs)
-        self.output = linear(config.hidden_size, config.hidden_size, config, dtype, rngs)
+    def __init__(self, config: BertConfig, heads: int, dtype: str, rngs: nnx.Rngs):
+        self.config, self.heads = config, heads
+        width = heads * config.head_size
+        self.query = linear(config.hidden_size, width, config, dtype, rngs)
+        self.key = linear(config.hidden_size, width, config, dtype, rngs)
+        self.value = linear(config.hidden_size, width, config, dtype, rngs)
+        self.output = linear(width, config.hidden_size, config, dtype, rngs)
 
     def __call__(
         self,
         x: Float[Array, "batch seq hidden"],
         attend: Bool[Array, "batch seq"],
         *,
+        gate: Float[Array, " heads"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "batch seq hidden"], Float[Array, "batch heads seq seq"]]:
         batch, seq, _ = x.shape
-        heads, size = self.config.num_attention_heads, self.config.head_size
+        heads, size = self.heads, self.config.head_size
 
         def by_head(states: Array) -> Array:  # batch and heads in front: the products then need no other layout
             return states.reshape(batch, seq, heads, size).transpose(0, 2, 1, 3)
@@ -137,35 +198,45 @@ class SelfAttention(nnx.Module):
         masked = jnp.where(attend[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(masked.astype(jnp.float32), axis=-1).astype(x.dtype)
         weights = dropout(weights, self.config.attention_probs_dropout_prob, rngs)
-        context = (weights @ value).transpose(0, 2, 1, 3).reshape(x.shape)
+        context = weights @ value
+        if gate is not None:
+            context = context * gate[None, :, None, None].astype(context.dtype)
+        context = context.transpose(0, 2, 1, 3).reshape(batch, seq, heads * size)
         return self.output(context), scores
 
 
 class FeedForward(nnx.Module):
     """Two linear layers with an activation between them."""
 
-    def __init__(self, config: BertConfig, dtype: str, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, width: int, dtype: str, rngs: nnx.Rngs):
         self.config = config
-        self.up = linear(config.hidden_size, config.intermediate_size, config, dtype, rngs)
-        self.down = linear(config.intermediate_size, config.hidden_size, config, dtype, rngs)
+        self.up = linear(config.hidden_size, width, config, dtype, rngs)
+        self.down = linear(width, config.hidden_size, config, dtype, rngs)
 
-    def __call__(self, x: Array) -> Array:
-        return self.down(activation(self.config.hidden_act)(self.up(x)))
+    def __call__(self, x: Array, *, gate: Array | None = None) -> Array:
+        return self.down(scaled(activation(self.config.hidden_act)(self.up(x)), gate))
 
 
 class Layer(nnx.Module):
-    """One encoder layer."""
+    """One encoder layer; where its attention or its feed-forward network is gone, only the LayerNorm behind it acts."""
 
-    def __init__(self, config: BertConfig, dtype: str, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, shape: LayerShape, dtype: str, rngs: nnx.Rngs):
         self.config = config
-        self.attention = SelfAttention(config, dtype, rngs)
+        self.attention = SelfAttention(config, len(shape.heads), dtype, rngs) if shape.heads else None
         self.attention_norm = layer_norm(config, dtype, rngs)
-        self.ffn = FeedForward(config, dtype, rngs)
+        self.ffn = FeedForward(config, shape.ffn, dtype, rngs) if shape.ffn else None
         self.ffn_norm = layer_norm(config, dtype, rngs)
 
-    def __call__(self, x: Array, attend: Array, *, rngs: nnx.Rngs | None = None) -> tuple[Array, Array]:
-        rate = self.config.hidden_dropout_prob
-        attended, scores = self.attention(x, attend, rngs=rngs)
-        x = self.attention_norm(x + dropout(attended, rate, rngs))
-        x = self.ffn_norm(x + dropout(self.ffn(x), rate, rngs))
-        return x, scores
+    def __call__(
+        self, x: Array, attend: Array, *, gates: LayerGates = OPEN, rngs: nnx.Rngs | None = None
+    ) -> tuple[Array, Array]:
+        rate, hidden = self.config.hidden_dropout_prob, gates.hidden
+        batch, seq, _ = x.shape
+        scores = jnp.zeros((batch, 0, seq, seq), x.dtype)
+        if self.attention is not None:
+            attended, scores = self.attention(x, attend, gate=gates.heads, rngs=rngs)
+            x = x + dropout(scaled(scaled(attended, gates.attention), hidden), rate, rngs)
+        x = self.attention_norm(x, hidden)
+        if self.ffn is not None:
+            x = x + dropout(scaled(scaled(self.ffn(x, gate=gates.units), gates.ffn), hidden), rate, rngs)
+        return self.ffn_norm(x, hidden), scores

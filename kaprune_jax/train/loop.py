@@ -38,6 +38,7 @@ class LogRecord(NamedTuple):
       terms: mean of each loss term, unweighted.
       asked: sparsity asked for at the last of them, in [0, 1).
       delivered: fraction of prunable weights removed after the last of them.
+      expected: with gates, the sparsity they are expected to give; else None.
       examples_per_second: rows, including evaluation-free time only.
       remaining: estimated seconds to the end of the phase, without evaluations.
     """
@@ -47,6 +48,7 @@ class LogRecord(NamedTuple):
     terms: dict[str, float]
     asked: float
     delivered: float
+    expected: float | None
     examples_per_second: float
     remaining: float
 
@@ -147,9 +149,19 @@ def _summarise(number: int, steps: int, waiting: list[Any], batch_size: int, beg
     return LogRecord(
         step=number,
         loss=mean(metrics.loss for metrics in waiting),
-        terms={name: mean(metrics.terms[name] for metrics in waiting) for name in waiting[0].terms},
+        terms=_mean_terms(waiting),
         asked=float(waiting[-1].asked),
         delivered=float(waiting[-1].delivered),
+        expected=None if waiting[-1].expected is None else float(waiting[-1].expected),
         examples_per_second=batch_size / seconds,
         remaining=(steps - number) * seconds,
     )
+
+
+def _mean_terms(waiting: list[Any]) -> dict[str, float]:
+    """Mean of each loss term over the steps that had it."""
+    values: dict[str, list[float]] = {}
+    for metrics in waiting:
+        for name, value in metrics.terms.items():
+            values.setdefault(name, []).append(float(value))
+    return {name: sum(found) / len(found) for name, found in values.items()}

@@ -39,13 +39,15 @@ class StepMetrics(NamedTuple):
       loss: the weighted sum.
       terms: each loss term, unweighted.
       asked: the sparsity the masks were last made for, in [0, 1).
-      delivered: the fraction of prunable weights they remove.
+      delivered: the fraction of prunable weights they remove; with gates, what would be gone if they closed now.
+      expected: with gates, the sparsity they are expected to give; else None.
     """
 
     loss: Float[Array, ""]
     terms: dict[str, Float[Array, ""]]
     asked: Float[Array, ""]
     delivered: Float[Array, ""]
+    expected: Float[Array, ""] | None = None
 
 
 def init_state(params: Params, tx: optax.GradientTransformation, key: Array) -> TrainState:

@@ -1,0 +1,232 @@
+"""A run with gates, alone or coupled with auxiliary tasks: pruned with gates, made smaller, fine-tuned.
+
+Steps are divided into three phases, "before" (all gates open), "prune" and "after" (the smaller model), for which
+`--before`, `--target-at` and `--after` are fractions of the run.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.method import Plan, make_objective
+from experiments.prepare import Prepared
+from experiments.settings import Settings, gate_names
+from kaprune_jax._errors import InputError
+from kaprune_jax._tree import path_string
+from kaprune_jax._typing import Params
+from kaprune_jax.data.loader import TrainBatches
+from kaprune_jax.deploy.model import Model
+from kaprune_jax.distill.objective import DistillConfig, init_projection
+from kaprune_jax.l0.gates import init_gates, keep_in_bounds
+from kaprune_jax.l0.hard_concrete import LOWEST, keep_probability
+from kaprune_jax.l0.lagrangian import dual_ascent, init_duals
+from kaprune_jax.models.layout import bert_layout
+from kaprune_jax.train.optimizer import adamw, learning_rate
+from kaprune_jax.train.step import PROJECTION
+from kaprune_jax.transfer.step import Constraint, Coupling
+
+PHASES = ("before", "prune", "after")
+
+
+class Auxiliary(NamedTuple):
+    """An auxiliary task, ready to train on.
+
+    Attributes:
+      name: of the task.
+      start: the encoder of the target's start, with this task's head.
+      teacher: fine-tuned on this task.
+      train: its batches, of the target's batch size.
+      share: how often it is drawn, among the auxiliary tasks; they sum to 1.
+    """
+
+    name: str
+    start: Model
+    teacher: Model
+    train: TrainBatches
+    share: float = 1.0
+
+
+class Phases(NamedTuple):
+    """Where the phases of a run begin, in optimizer steps.
+
+    Attributes:
+      before: steps with all gates open.
+      reached: steps until the asked sparsity is that of the end.
+      gated: steps before the model is made smaller.
+      steps: of the whole run.
+    """
+
+    before: int
+    reached: int
+    gated: int
+    steps: int
+
+    def name(self, step: int) -> str:
+        """The phase of a step, counted from 0."""
+        return "before" if step < self.before else "prune" if step < self.gated else "after"
+
+
+class CoupledBatches:
+    """The target's batch of each step, and in coupled phases that of one auxiliary task, by task.
+
+    Which one is drawn follows from the seed and the step alone.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        train: TrainBatches,
+        auxiliaries: Sequence[Auxiliary],
+        coupled: Callable[[int], bool],
+        seed: int,
+    ):
+        self.target, self.train, self.auxiliaries = target, train, tuple(auxiliaries)
+        self.coupled, self.seed, self.batch_size = coupled, seed, train.batch_size
+
+    def __getitem__(self, step: int) -> Mapping[str, Any]:
+        """The batches of a step, counted from 0."""
+        batches = {self.target: self.train[step]}
+        if self.auxiliaries and self.coupled(step):
+            random = np.random.default_rng([self.seed, 7, step])
+            drawn = self.auxiliaries[random.choice(len(self.auxiliaries), p=[each.share for each in self.auxiliaries])]
+            batches[drawn.name] = drawn.train[step]
+        return batches
+
+
+def phases(settings: Settings, steps: int) -> Phases:
+    """The phases of a run of so many steps."""
+    before, after = round(settings.before * steps), round(settings.after * steps)
+    reached = min(max(round(settings.target_at * steps), before + 1), steps - after)
+    if not before < reached <= steps - after:
+        raise InputError(f"--epochs {settings.epochs}: {steps} steps are too few for pruning with gates")
+    return Phases(before, reached, steps - after, steps)
+
+
+def plan_cofi(prepared: Prepared, teacher: Model | None) -> tuple[Plan, Phases, Constraint]:
+    """Sets up pruning with gates.
+
+    Raises:
+      InputError: the gates cannot reach the sparsity, or start, teacher and settings do not fit.
+    """
+    settings = prepared.settings
+    assert settings.epochs is not None
+    assert settings.learning_rate is not None
+    assert settings.batch_size is not None
+    assert settings.sparsity is not None
+    steps = max(1, round(settings.epochs * (len(prepared.data.train.texts) // settings.batch_size)))
+    where = phases(settings, steps)
+    layout = bert_layout(prepared.start.config)
+    enabled = gate_names(settings.gates)
+    lowest = float(keep_probability(jnp.float32(LOWEST)))
+    reach = min(layout.largest_sparsity(enabled, closed=lowest), 1 - _smallest(layout) / layout.full_size)
+    if settings.sparsity > reach:
+        raise InputError(
+            f"--sparsity {settings.sparsity}: with --gates {settings.gates} at most "
+            f"{np.floor(reach * 1e4) / 1e4:.4f} of this model can be removed so that a path through it is left"
+        )
+    objective, notes = make_objective("cofi", settings, prepared.start, teacher)
+    rate = segment_rate(settings, where)
+    constraint = Constraint(
+        layout,
+        settings.sparsity,
+        where.before,
+        where.reached - where.before,
+        settings.penalty,  # pyright: ignore[reportArgumentType]
+        settings.stiffness,
+    )
+    tx = optax.with_extra_args_support(gated_optimizer(settings, rate))
+    plan = Plan("prune", prepared.start.params, objective, tx, rate, steps, where.gated, notes)
+    return plan, where, constraint
+
+
+def _smallest(layout) -> int:
+    """Parameters of the smallest model with a path: one head and one unit of one layer on one hidden dimension."""
+    return sum(product.cost for product in layout.products)
+
+
+def segment_rate(settings: Settings, where: Phases) -> optax.Schedule:
+    """The learning rate: one schedule until the model is made smaller, and the same again after it."""
+    assert settings.learning_rate is not None
+
+    def over(steps: int) -> optax.Schedule:
+        return learning_rate(
+            settings.learning_rate or 0.0,
+            steps=max(steps, 1),
+            schedule=settings.schedule,  # pyright: ignore[reportArgumentType]
+            warmup=settings.warmup,
+        )
+
+    return optax.join_schedules([over(where.gated), over(where.steps - where.gated)], [where.gated])
+
+
+def gated_optimizer(settings: Settings, rate: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW for weights, Adam within bounds for log α, ascent for the multipliers; embeddings stay as they are."""
+    gates = optax.chain(optax.adam(settings.gate_learning_rate), keep_in_bounds())
+    duals = dual_ascent(settings.dual_learning_rate, kind=settings.penalty)  # pyright: ignore[reportArgumentType]
+    groups: dict[Any, optax.GradientTransformation] = {
+        "model": adamw(rate, weight_decay=settings.weight_decay),
+        "gates": gates,
+        "duals": duals,
+        "frozen": optax.set_to_zero(),
+    }
+    return optax.partition(groups, lambda params: _groups(params, frozen=not settings.train_embeddings))
+
+
+def smaller_optimizer(settings: Settings, where: Phases, rate: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW for the smaller model, whose count of steps starts anew."""
+    groups: dict[Any, optax.GradientTransformation] = {
+        "model": adamw(lambda count: rate(count + where.gated), weight_decay=settings.weight_decay),
+        "frozen": optax.set_to_zero(),
+    }
+    return optax.partition(groups, lambda params: _groups(params, frozen=not settings.train_embeddings))
+
+
+def _groups(params: Params, *, frozen: bool) -> Params:
+    def group(path: tuple, _: Any) -> str:
+        parts = path_string(path).split("/")
+        for name in ("gates", "duals"):
+            if name in parts[:3]:
+                return name
+        return "frozen" if frozen and "embeddings" in parts and "norm" not in parts else "model"
+
+    return jax.tree_util.tree_map_with_path(group, params)
+
+
+def first_parts(
+    settings: Settings,
+    start: Model,
+    teacher: Model | None,
+    objective: DistillConfig,
+    constraint: Constraint,
+    number: int,
+) -> Params:
+    """The parameters of one task at the start: its model, gates, multipliers and projection."""
+    parts: dict[str, Any] = {
+        "model": start.params,
+        "gates": init_gates(constraint.layout, enabled=gate_names(settings.gates), keep=settings.gate_start),
+        "duals": init_duals(),
+    }
+    if objective.projection and teacher is not None:
+        widths = (start.config.hidden_size, teacher.config.hidden_size)
+        key = jax.random.fold_in(jax.random.key(settings.seed), 1 + 10 * number)
+        parts[PROJECTION] = init_projection(*widths, key)
+    return parts
+
+
+def coupling_of(settings: Any, where: Phases) -> Coupling:
+    """What the flags say of auxiliary tasks; without such flags, the default."""
+    if not hasattr(settings, "coupling"):
+        return Coupling()
+    return Coupling(
+        weight=settings.auxiliary_weight,
+        fade=settings.auxiliary_schedule,
+        steps=where.gated,
+        surgery=settings.surgery if settings.coupling == "surgery" else "none",
+        filtered=settings.surgery_on,
+        parts=settings.surgery_parts,
+        tie=settings.tie,
+    )

@@ -1,0 +1,109 @@
+"""What happens around the steps of a training: records, evaluations, checkpoints, and the models that are kept."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+
+from experiments.record import Recorder, say
+from kaprune_jax.train.checkpoint import Checkpoints
+from kaprune_jax.train.loop import LogRecord
+from kaprune_jax.train.step import TrainState
+
+
+class Stage:
+    """One training, or one part of it; a later part takes over what the earlier one has counted.
+
+    Attributes:
+      best: score, metrics and step of the best evaluation from `target_step` on.
+      last: metrics of the last evaluation.
+      rates: rows per second, by log.
+      seconds: before this process began with it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        title: str,
+        phase: str,
+        steps: int,
+        target_step: int,
+        rate: optax.Schedule,
+        evaluate: Callable[[TrainState], dict[str, float]],
+        removed: Callable[[TrainState], float],
+        write: Callable[[TrainState, Path], None],
+        checkpoints: str = "ckpt",
+        after: "Stage | None" = None,
+    ):
+        """Args:
+        folder: the run folder.
+        title: what to call the run on the terminal.
+        phase: "teacher", "prune" or "after", for the records.
+        steps: at which it ends, those of earlier parts counted.
+        target_step: the step from which the asked sparsity holds: models before it are not kept.
+        rate: learning rate by step.
+        evaluate: scores on dev, the main one first.
+        removed: the sparsity of a state.
+        write: writes a model folder.
+        checkpoints: name of their folder.
+        after: the part before.
+        """
+        self.folder, self.steps, self.target_step, self.rate = folder, steps, target_step, rate
+        self.evaluate, self.removed, self.write = evaluate, removed, write
+        self.recorder = Recorder(folder, phase, title, steps)
+        self.checkpoints = Checkpoints(folder / checkpoints)
+        self.best: dict[str, Any] = {}
+        self.last: dict[str, float] = {}
+        self.rates: list[float] = after.rates if after else []
+        self.seconds = after.total_seconds() if after else 0.0
+        self._began = time.perf_counter()
+
+    def total_seconds(self) -> float:
+        """Seconds of training up to now, interruptions left out."""
+        return self.seconds + time.perf_counter() - self._began
+
+    def begin(self, state: TrainState, *, resume: bool) -> TrainState:
+        """The state to start from: a checkpoint when resuming, else the given one, which becomes the first."""
+        if resume and self.checkpoints.latest is not None:
+            state, extra = self.checkpoints.restore(state)
+            self.best, self.last, self.rates = extra["best"], extra["last"], extra["rates"]
+            self.seconds = max(self.seconds, extra["seconds"])
+            self.recorder.rewind(int(state.step))
+            say(f"going on at step {int(state.step)} of {self.steps}")
+        else:
+            self._checkpoint(state)
+        return state
+
+    def on_log(self, record: LogRecord) -> None:
+        self.rates.append(record.examples_per_second)
+        self.recorder.train(record, float(np.asarray(self.rate(record.step - 1))))
+
+    def on_eval(self, state: TrainState) -> None:
+        metrics, step = self.evaluate(state), int(state.step)
+        self.recorder.evaluation(step, metrics, self.removed(state))
+        self.last = metrics
+        score = next(iter(metrics.values()))
+        if step >= self.target_step and score > self.best.get("score", -2.0):
+            self.best = {"score": score, "metrics": metrics, "step": step}
+            self.save_model(state, "model")
+        self._checkpoint(state)
+
+    def on_pause(self, state: TrainState) -> None:
+        self._checkpoint(state)
+
+    def _checkpoint(self, state: TrainState) -> None:
+        extra = {"best": self.best, "last": self.last, "seconds": self.total_seconds(), "rates": self.rates}
+        self.checkpoints.save(state, extra)
+
+    def save_model(self, state: TrainState, name: str) -> None:
+        """Writes a model folder beside the old one, then puts it in its place."""
+        fresh = self.folder / f"{name}.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        self.write(state, fresh)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        fresh.rename(self.folder / name)

@@ -1,0 +1,284 @@
+"""Runs the two parts of pruning with gates: the gated model, then the smaller one."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.coupled import (
+    Auxiliary,
+    CoupledBatches,
+    Phases,
+    coupling_of,
+    first_parts,
+    plan_cofi,
+    smaller_optimizer,
+)
+from experiments.memory import restart_peak
+from experiments.method import Plan
+from experiments.prepare import Prepared
+from experiments.record import environment, open_run, say
+from experiments.results import read_result
+from experiments.run import CountTraces, evaluate, model_details, write_result
+from experiments.speed import measure_speed
+from experiments.stage import Stage
+from kaprune_jax._tree import select
+from kaprune_jax._typing import Params
+from kaprune_jax.deploy.folder import save
+from kaprune_jax.deploy.model import Model
+from kaprune_jax.deploy.shrink import materialize, matrix_masks
+from kaprune_jax.l0.finalize import finalize
+from kaprune_jax.l0.gates import sparsity_of, still_gates
+from kaprune_jax.l0.materialize import shrink
+from kaprune_jax.models.bert import PRUNABLE, make_apply
+from kaprune_jax.models.config import BertConfig
+from kaprune_jax.train.loop import Hooks, fit
+from kaprune_jax.train.step import PROJECTION, TrainState, init_state
+from kaprune_jax.transfer.sharing import Share, make_store, parts_of, shares_weights
+from kaprune_jax.transfer.step import Constraint, Task, make_coupled_step
+
+ShouldStop = Callable[[], bool]
+
+
+def run_structured(
+    prepared: Prepared,
+    folder: Path,
+    should_stop: ShouldStop,
+    *,
+    teacher: Model,
+    dense: float | None,
+    auxiliaries: Sequence[Auxiliary] = (),
+    share: Share = "nothing",
+    depth: int | None = None,
+    when: Sequence[str] = (),
+    first: Params | None = None,
+) -> dict[str, Any]:
+    """Prunes with gates into a run folder and returns its result; a folder that has one is left as it is.
+
+    Args:
+      prepared: data and start of the target.
+      folder: the run folder.
+      should_stop: asked after every step.
+      teacher: fine-tuned on the target.
+      dense: its score on dev.
+      auxiliaries: tasks that are trained jointly.
+      share: what they share with the target.
+      depth: in the first so many layers only.
+      when: the phases in which they take part.
+      first: parts to start from ("model", "gates"), instead of the start's.
+    """
+    settings, began = prepared.settings, time.perf_counter()
+    restart_peak()
+    planned, where, constraint = plan_cofi(prepared, teacher)
+    open_run(folder, settings, planned.details, environment(prepared))
+    if done := read_result(folder):
+        return done
+    target = prepared.data.name
+    everyone = [(target, prepared.start, teacher), *((each.name, each.start, each.teacher) for each in auxiliaries)]
+    parts = {
+        name: first_parts(settings, start, fine_tuned, planned.objective, constraint, number)
+        for number, (name, start, fine_tuned) in enumerate(everyone)
+    }
+    parts[target] |= first or {}
+    store = make_store(parts, share=share, target=target, depth=depth)
+    tasks = {
+        name: Task(
+            make_apply(start.config, dtype=settings.dtype),
+            planned.objective,
+            make_apply(fine_tuned.config, dtype=settings.dtype) if planned.objective.needs_teacher else None,
+        )
+        for name, start, fine_tuned in everyone
+    }
+    coupling = coupling_of(settings, where)
+    teachers = {name: fine_tuned.params for name, _, fine_tuned in everyone}
+    gated = _Gated(prepared, planned, where, constraint, folder, target)
+    step = CountTraces(make_coupled_step(tasks, target, planned.tx, constraint=constraint, coupling=coupling))
+    batches = CoupledBatches(
+        target, prepared.train, auxiliaries, lambda number: where.name(number) in when, settings.seed
+    )
+    for note in planned.notes:
+        say(f"note: {note}")
+    key = jax.random.fold_in(jax.random.key(settings.seed), 2)
+    every = max(1, -(-planned.steps // settings.evaluations))
+    try:
+        state = gated.stage.begin(init_state(store, planned.tx, key), resume=settings.resume)
+        state = fit(
+            jax.jit(step, donate_argnums=0),
+            state,
+            batches,
+            steps=where.gated,
+            hooks=Hooks(gated.stage.on_log, gated.stage.on_eval, gated.stage.on_pause, should_stop),
+            teacher_params=teachers,
+            log_every=settings.log_every,
+            eval_every=every,
+        )
+    finally:
+        gated.stage.checkpoints.close()
+    assert settings.sparsity is not None
+    values = finalize(jax.device_get(parts_of(state.params, target)["gates"]), constraint.layout, settings.sparsity)
+    smaller = _Smaller(prepared, planned, where, constraint, folder, state.params, values, teacher, gated.stage)
+    say(f"{target} cofi  made smaller: {smaller.describe()}")
+    coupled = auxiliaries if "after" in when and shares_weights(share) and depth is None else ()
+    configs = {name: start.config for name, start, _ in everyone}
+    store = smaller.store(state.params, (target, *(each.name for each in coupled)))
+    tasks = {
+        name: tasks[name]._replace(apply=smaller.apply_of(configs[name]), alive=smaller.alive) for name in store["own"]
+    }
+    tx = optax.with_extra_args_support(smaller_optimizer(settings, where, planned.rate))
+    step_after = CountTraces(make_coupled_step(tasks, target, tx, coupling=coupling._replace(fade="constant")))
+    batches = CoupledBatches(target, prepared.train, coupled, lambda number: True, settings.seed)
+    try:
+        state = init_state(store, tx, state.key)._replace(step=jnp.int32(where.gated))
+        state = smaller.stage.begin(state, resume=settings.resume)
+        if not smaller.stage.best:
+            smaller.stage.on_eval(state)
+        state = fit(
+            jax.jit(step_after, donate_argnums=0),
+            state,
+            batches,
+            steps=planned.steps,
+            hooks=Hooks(smaller.stage.on_log, smaller.stage.on_eval, smaller.stage.on_pause, should_stop),
+            teacher_params=teachers,
+            log_every=settings.log_every,
+            eval_every=every,
+        )
+        smaller.stage.save_model(state, "model-last")
+    finally:
+        smaller.stage.checkpoints.close()
+    params = parts_of(state.params, target)["model"]
+    speed = measure_speed((prepared.start.config, prepared.start.params), (smaller.shrunk.config, params), prepared)
+    return write_result(
+        "cofi",
+        prepared,
+        planned,
+        smaller.stage,
+        dense=dense,
+        seconds=gated.stage.seconds + time.perf_counter() - began,
+        compilations=step.count + step_after.count,
+        more={"removed": smaller.removed, "speed": speed},
+    )
+
+
+class _Gated:
+    """The part of the run in which gates are learned; nothing of it is delivered."""
+
+    def __init__(
+        self, prepared: Prepared, planned: Plan, where: Phases, constraint: Constraint, folder: Path, target: str
+    ):
+        apply = make_apply(prepared.start.config, dtype=prepared.settings.dtype)
+
+        @jax.jit
+        def predict(store: Params, batch: Any):
+            parts = parts_of(store, target)
+            gates = still_gates(parts["gates"])
+            inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+            return apply(parts["model"], *inputs, gates=gates).logits
+
+        def removed(state: TrainState) -> float:
+            return float(sparsity_of(still_gates(parts_of(state.params, target)["gates"]), constraint.layout))
+
+        size = prepared.settings.batch_size or 1
+        self.stage = Stage(
+            folder,
+            title=f"{prepared.data.name} cofi",
+            phase="prune",
+            steps=where.gated,
+            target_step=planned.steps + 1,
+            rate=planned.rate,
+            evaluate=lambda state: evaluate(predict, state.params, prepared, batch_size=size),
+            removed=removed,
+            write=lambda state, place: None,
+        )
+
+
+class _Smaller:
+    """The part of the run in which what is left is fine-tuned, and delivered."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        planned: Plan,
+        where: Phases,
+        constraint: Constraint,
+        folder: Path,
+        gated: Params,
+        values: dict[str, np.ndarray],
+        teacher: Model,
+        before: Stage,
+    ):
+        self.target, self.values, self.layout = prepared.data.name, values, constraint.layout
+        config, self.dtype = prepared.start.config, prepared.settings.dtype
+        self.shrunk = materialize(parts_of(jax.device_get(gated), self.target)["model"], values, config)
+        self.alive = tuple(bool(layer.heads or layer.ffn) for layer in self.shrunk.config.layers)
+        whole = {
+            "encoder": sum(leaf.size for _, leaf in select(prepared.start.params, PRUNABLE)),
+            "all": sum(leaf.size for leaf in jax.tree.leaves(prepared.start.params)),
+        }
+        apply = self.apply_of(config)
+
+        @jax.jit
+        def predict(store: Params, batch: Any):
+            inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+            return apply(parts_of(store, self.target)["model"], *inputs).logits
+
+        def write(state: TrainState, place: Path) -> None:
+            details = model_details("cofi", prepared, planned, teacher, int(state.step))
+            save(
+                place,
+                parts_of(state.params, self.target)["model"],
+                self.shrunk.config,
+                tokenizer=prepared.tokenizer,
+                masks=matrix_masks(self.shrunk.kept, config),
+                details=details | {"whole": whole, "kept_hidden": np.flatnonzero(self.shrunk.kept["hidden"]).tolist()},
+            )
+
+        size = prepared.settings.batch_size or 1
+        removed = 1.0 - sum(leaf.size for _, leaf in select(self.shrunk.params, PRUNABLE)) / whole["encoder"]
+        self.stage = Stage(
+            folder,
+            title=f"{prepared.data.name} cofi",
+            phase="after",
+            steps=planned.steps,
+            target_step=where.gated,
+            rate=planned.rate,
+            evaluate=lambda state: evaluate(predict, state.params, prepared, batch_size=size),
+            removed=lambda state: removed,
+            write=write,
+            checkpoints="ckpt-after",
+            after=before,
+        )
+
+    def describe(self) -> str:
+        """What is left, for a person."""
+        layers = ", ".join(f"{len(layer.heads)}+{layer.ffn}" for layer in self.shrunk.config.layers)
+        return f"{self.shrunk.config.hidden_size} hidden dimensions; heads+units by layer: {layers}"
+
+    @property
+    def removed(self) -> dict[str, Any]:
+        """What is left, as figures: hidden dimensions, heads and units of each layer."""
+        config = self.shrunk.config
+        return {
+            "hidden": {"kept": config.hidden_size, "of": len(self.shrunk.kept["hidden"])},
+            "heads": {"kept": [len(layer.heads) for layer in config.layers], "of": config.num_attention_heads},
+            "units": {"kept": [layer.ffn for layer in config.layers], "of": config.intermediate_size},
+        }
+
+    def apply_of(self, config: BertConfig) -> Callable[..., Any]:
+        """The smaller encoder with the head of a task's configuration."""
+        return make_apply(self.shrunk.config.replace(head=config.head, labels=config.labels), dtype=self.dtype)
+
+    def store(self, gated: Params, names: Sequence[str]) -> Params:
+        """The parameters of the smaller model, with the heads of the tasks that go on with it."""
+        gated, parts = jax.device_get(gated), {}
+        for name in names:
+            whole = parts_of(gated, name)
+            projection = {part: whole[part] for part in (PROJECTION,) if part in whole}
+            smaller = shrink({**whole["model"], **projection}, self.values, self.layout)
+            parts[name] = {"model": {part: value for part, value in smaller.items() if part not in projection}}
+            parts[name] |= {part: smaller[part] for part in projection}
+        return make_store(parts, share="weights" if len(names) > 1 else "nothing", target=self.target)

@@ -1,0 +1,121 @@
+"""From log α to gates that are closed for good, with an exact budget of parameters."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from kaprune_jax.l0.hard_concrete import LEFT, RIGHT
+from kaprune_jax.l0.layout import Gates, Layout
+
+Values = dict[str, np.ndarray]
+
+
+def finalize(gates: Gates, layout: Layout, sparsity: float) -> Values:
+    """Closes gates in the order of their log α until the sparsity is at least the asked one.
+
+    All log α are moved by one common shift, which after training is small, such that the gates that are then open
+    without noise fit the budget; what is left of it is filled with the pieces, by their log α, that still fit. So the
+    sparsity is at least the asked one, and less above it than the cheapest piece that is closed.
+
+    Args:
+      gates: log α by family; families left out are open.
+      layout: the model's gates.
+      sparsity: fraction of the layout's matrices to be gone at least, in [0, 1).
+
+    Returns:
+      gates in [0, 1]: 0 where closed, also where a piece has no other piece left to work with; else the value without
+      noise, to be folded into the weights.
+
+    Raises:
+      ValueError: the sparsity cannot be reached with these gates, or nothing would be left.
+    """
+    if not 0.0 <= sparsity < 1.0:
+        raise ValueError(f"sparsity={sparsity!r}; a fraction in [0, 1) is needed")
+    layout.check(gates)
+    budget = int(np.floor(layout.full_size * (1.0 - sparsity) + 1e-6))
+    names = [gate.name for gate in layout.gates if gate.name in gates]
+    flat = np.concatenate([np.asarray(gates[name], np.float64).reshape(-1) for name in names])
+    ends = np.cumsum([layout.gate(name).size for name in names])
+    order = np.argsort(-flat, kind="stable")
+
+    def open_gates(chosen: np.ndarray) -> Values:
+        parts = np.split(chosen, ends[:-1])
+        return {name: part.reshape(layout.gate(name).shape) for name, part in zip(names, parts, strict=True)}
+
+    def first(count: int) -> np.ndarray:
+        chosen = np.zeros(len(flat), bool)
+        chosen[order[:count]] = True
+        return chosen
+
+    if count_size(open_gates(first(0)), layout) > budget:
+        reach = 1.0 - count_size(open_gates(first(0)), layout) / layout.full_size
+        raise ValueError(f"sparsity={sparsity}: gates {', '.join(names)} reach at most {reach:.4f}")
+    low, high = 0, len(flat)  # `low` fit, `high` + 1 do not or do not exist
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if count_size(open_gates(first(middle)), layout) <= budget else (low, middle - 1)
+    chosen = first(low)
+    _fill(chosen, order[low:], budget, lambda: count_size(open_gates(chosen), layout))
+    values = _without_idle(open_gates(chosen), layout)
+    if count_size(values, layout) == 0:
+        raise ValueError(f"sparsity={sparsity}: nothing would be left; a smaller one is needed")
+    shift = _shift(flat[chosen])
+    still = {name: _still(np.asarray(gates[name], np.float64) + shift) for name in names}
+    return {name: np.where(values[name], still[name], 0.0).astype(np.float32) for name in names}
+
+
+def count_size(values: Mapping[str, np.ndarray], layout: Layout) -> int:
+    """How many parameters of the layout's matrices are there, exactly."""
+    total = 0
+    for product in layout.products:
+        there = np.int64(1)
+        for axis in product.axes:
+            there = there * alive(values, layout, axis).sum(axis=-1, dtype=np.int64)
+        total += product.cost * int(np.sum(there))
+    return total
+
+
+def alive(values: Mapping[str, np.ndarray], layout: Layout, axis: str) -> np.ndarray:
+    """Which indices of an axis are there, [layers, indices] or [indices]."""
+    families = [layout.gate(name) for name in layout.axis(axis).gates]
+    there = np.ones(families[-1].shape, bool)
+    for family in families:
+        if family.name in values:
+            value = np.asarray(values[family.name]) > 0
+            there &= value.reshape(value.shape + (1,) * (there.ndim - value.ndim))
+    return there
+
+
+def _fill(chosen: np.ndarray, rest: np.ndarray, budget: int, size: Callable[[], int]) -> None:
+    """Opens those of the other gates, in their order, that make the model larger and still fit, until none does."""
+    before, now = -1, size()
+    while before != now < budget:  # an opened layer gives its heads and units another chance
+        before = now
+        for place in rest[~chosen[rest]]:
+            chosen[place] = True
+            larger = size()
+            if now < larger <= budget:
+                now = larger
+            else:
+                chosen[place] = False
+
+
+def _without_idle(values: Values, layout: Layout) -> Values:
+    """Closes gates whose axis has nothing left in their layer: an attention without heads, heads without attention."""
+    result = dict(values)
+    for axis in layout.axes:
+        there = alive(values, layout, axis.name)
+        for name in axis.gates:
+            if name in result:
+                result[name] = result[name] & (there if result[name].ndim == there.ndim else there.any(axis=-1))
+    return result
+
+
+def _shift(log_alpha: np.ndarray) -> float:
+    """What must be added to every log α for the lowest of the open ones to be open without noise."""
+    lowest_open = np.log(-LEFT / RIGHT) + 0.1  # σ(x) (r - l) + l is 0.008 there
+    return float(max(0.0, lowest_open - log_alpha.min())) if len(log_alpha) else 0.0
+
+
+def _still(log_alpha: np.ndarray) -> np.ndarray:
+    return np.clip((RIGHT - LEFT) / (1.0 + np.exp(-log_alpha)) + LEFT, 0.0, 1.0)
