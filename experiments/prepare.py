@@ -50,14 +50,19 @@ class Prepared(NamedTuple):
     augmented: Augmented | None = None
 
 
-def prepare(settings: Settings) -> Prepared:
+def prepare(settings: Settings, *, data: TaskData | None = None) -> Prepared:
     """Loads data, start and teacher.
+
+    Args:
+      settings: resolved.
+      data: the task, where it has been loaded; the run folder is then not looked at.
 
     Raises:
       InputError: whatever a person can correct; nothing has been written then.
     """
-    check_out(settings)
-    data = load_task(settings)
+    if data is None:
+        check_out(settings)
+        data = load_task(settings)
     head = "regression" if data.kind == "regression" else "classification"
     start, notes = load_start(
         settings.model,

@@ -157,7 +157,8 @@ class Recorder:
                 "step": record.step,
                 "loss": record.loss,
                 "terms": record.terms,
-                "sparsity": {"asked": record.asked, "delivered": record.delivered},
+                "sparsity": {"asked": record.asked, "delivered": record.delivered}
+                | ({} if record.expected is None else {"expected": record.expected}),
                 "learning_rate": learning_rate,
                 "examples_per_second": record.examples_per_second,
             }

@@ -120,6 +120,9 @@ def _score_chart(run: Run, phase: str = "") -> str:
         asked = [(number(r, "step"), number(r, "sparsity", "asked")) for r in training]
         lines += [Line("sparsity delivered (right)", delivered, "soft", right=True, area=True)]
         lines += [Line("sparsity asked (right)", asked, "dashed", right=True)]
+        expected = [(number(r, "step"), number(r, "sparsity", "expected")) for r in training]
+        if any(math.isfinite(value) for _, value in expected):
+            lines += [Line("sparsity expected of the gates (right)", expected, "dotted", right=True)]
     scores = [(number(r, "step"), number(r, "score")) for r in evaluations]
     lines.append(Line(f"{run.metric} on dev", scores, "c1", dots=True))
     marks = []

@@ -58,12 +58,12 @@ def get_teacher(prepared: Prepared, folder: Path, should_stop: ShouldStop) -> tu
     else:
         value = run_method("dense", prepared, folder, should_stop)["dense"]
         teacher = load(folder)
-    _check_teacher(prepared, value, None if prepared.teacher else folder)
+    check_teacher(prepared, value, None if prepared.teacher else folder)
     say(f"teacher: {prepared.data.metrics[0]} {value:.4f} on dev")
     return teacher, value
 
 
-def _check_teacher(prepared: Prepared, value: float, folder: Path | None) -> None:
+def check_teacher(prepared: Prepared, value: float, folder: Path | None) -> None:
     """Refuses a teacher within two standard errors of the constant prediction, or half way from there to 1."""
     name = prepared.data.metrics[0]
     majority = majority_score(prepared.data)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from experiments.flags import flag as _flag
 from experiments.flags import parse as parse_flags
@@ -12,6 +12,8 @@ from experiments.presets import GLUE_TASKS, MICRO_TASKS, OWN_FILES, PRESETS
 from kaprune_jax._errors import InputError
 from kaprune_jax.models.layout import GATES
 from kaprune_jax.prune.patterns import parse_pattern
+
+S = TypeVar("S", bound="Settings")
 
 METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "cofi", "dense")
 
@@ -108,7 +110,7 @@ class Settings:
         return tuple((self.method or "").split(","))
 
 
-def resolve(settings: Settings) -> Settings:
+def resolve(settings: S) -> S:
     """The settings with every default filled in, checked.
 
     Raises:

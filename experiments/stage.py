@@ -39,6 +39,7 @@ class Stage:
         write: Callable[[TrainState, Path], None],
         checkpoints: str = "ckpt",
         after: "Stage | None" = None,
+        sparsity: tuple[float, float] | None = None,
     ):
         """Args:
         folder: the run folder.
@@ -52,9 +53,10 @@ class Stage:
         write: writes a model folder.
         checkpoints: name of their folder.
         after: the part before.
+        sparsity: asked and delivered, where the steps do not know.
         """
         self.folder, self.steps, self.target_step, self.rate = folder, steps, target_step, rate
-        self.evaluate, self.removed, self.write = evaluate, removed, write
+        self.evaluate, self.removed, self.write, self.sparsity = evaluate, removed, write, sparsity
         self.recorder = Recorder(folder, phase, title, steps)
         self.checkpoints = Checkpoints(folder / checkpoints)
         self.best: dict[str, Any] = {}
@@ -81,6 +83,8 @@ class Stage:
 
     def on_log(self, record: LogRecord) -> None:
         self.rates.append(record.examples_per_second)
+        if self.sparsity is not None:
+            record = record._replace(asked=self.sparsity[0], delivered=self.sparsity[1])
         self.recorder.train(record, float(np.asarray(self.rate(record.step - 1))))
 
     def on_eval(self, state: TrainState) -> None:

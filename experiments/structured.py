@@ -39,7 +39,7 @@ from kaprune_jax.models.bert import PRUNABLE, make_apply
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.train.loop import Hooks, fit
 from kaprune_jax.train.step import PROJECTION, TrainState, init_state
-from kaprune_jax.transfer.sharing import Share, make_store, parts_of, shares_weights
+from kaprune_jax.transfer.sharing import HEADS, Share, make_store, parts_of, shares_weights
 from kaprune_jax.transfer.step import Constraint, Task, make_coupled_step
 
 ShouldStop = Callable[[], bool]
@@ -57,6 +57,7 @@ def run_structured(
     depth: int | None = None,
     when: Sequence[str] = (),
     first: Params | None = None,
+    gates_only: bool = False,
 ) -> dict[str, Any]:
     """Prunes with gates into a run folder and returns its result; a folder that has one is left as it is.
 
@@ -71,12 +72,13 @@ def run_structured(
       depth: in the first so many layers only.
       when: the phases in which they take part.
       first: parts to start from ("model", "gates"), instead of the start's.
+      gates_only: stop before the model is made smaller, and return its parts ("model", "gates") on the host instead.
     """
     settings, began = prepared.settings, time.perf_counter()
     restart_peak()
     planned, where, constraint = plan_cofi(prepared, teacher)
     open_run(folder, settings, planned.details, environment(prepared))
-    if done := read_result(folder):
+    if (done := read_result(folder)) and not gates_only:
         return done
     target = prepared.data.name
     everyone = [(target, prepared.start, teacher), *((each.name, each.start, each.teacher) for each in auxiliaries)]
@@ -84,7 +86,9 @@ def run_structured(
         name: first_parts(settings, start, fine_tuned, planned.objective, constraint, number)
         for number, (name, start, fine_tuned) in enumerate(everyone)
     }
-    parts[target] |= first or {}
+    if first:  # the head stays the task's own
+        encoder = {name: part for name, part in first["model"].items() if name not in HEADS}
+        parts[target] |= {"model": {**prepared.start.params, **encoder}, "gates": first["gates"]}
     store = make_store(parts, share=share, target=target, depth=depth)
     tasks = {
         name: Task(
@@ -119,6 +123,8 @@ def run_structured(
         )
     finally:
         gated.stage.checkpoints.close()
+    if gates_only:
+        return jax.device_get(parts_of(state.params, target))
     assert settings.sparsity is not None
     values = finalize(jax.device_get(parts_of(state.params, target)["gates"]), constraint.layout, settings.sparsity)
     smaller = _Smaller(prepared, planned, where, constraint, folder, state.params, values, teacher, gated.stage)
@@ -251,6 +257,7 @@ class _Smaller:
             write=write,
             checkpoints="ckpt-after",
             after=before,
+            sparsity=(prepared.settings.sparsity or 0.0, removed),
         )
 
     def describe(self) -> str:

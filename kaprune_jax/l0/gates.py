@@ -53,13 +53,13 @@ def keep_probabilities(gates: Gates) -> dict[str, Float[Array, "..."]]:
 
 def expected_sparsity(gates: Gates, layout: Layout) -> Float[Array, ""]:
     """The fraction of the layout's matrices that is expected to be gone, in [0, 1); differentiable in log α."""
-    return 1.0 - layout.size(keep_probabilities(gates)) / layout.full_size
+    return jnp.maximum(0.0, 1.0 - layout.size(keep_probabilities(gates)) / layout.full_size)
 
 
 def sparsity_of(values: Gates, layout: Layout) -> Float[Array, ""]:
     """The fraction that is gone where gates have these values: what is 0 is gone."""
     alive = {name: (value > 0).astype(jnp.float32) for name, value in values.items()}
-    return 1.0 - layout.size(alive) / layout.full_size
+    return jnp.maximum(0.0, 1.0 - layout.size(alive) / layout.full_size)
 
 
 def keep_in_bounds() -> optax.GradientTransformation:

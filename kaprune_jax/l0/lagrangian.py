@@ -32,16 +32,20 @@ def penalty(
       duals: λ₁ ("linear") and λ₂ ("quadratic").
       expected: sparsity the gates are expected to give, in [0, 1).
       asked: the sparsity of this step.
-      kind: "signed": CoFi's λ₁ δ + λ₂ δ², where both multipliers have to grow before anything happens. "augmented":
-        λ₁ δ + stiffness δ² / 2, the augmented Lagrangian (Hestenes, 1969, J. Optim. Theory Appl. 4): the second term
-        acts at once and damps the first, which matters where a run has few steps. λ₂ is unused.
-      stiffness: of "augmented", > 0.
+      kind: "signed": CoFi's λ₁ δ + λ₂ δ², an equality: both multipliers have to grow before anything happens, and a
+        model that is sparser than asked is driven back. "augmented": the augmented Lagrangian of the inequality
+        expected >= asked (Rockafellar, 1973, Math. Programming 5): with the shortfall g = asked - expected,
+        (max(0, λ₁ + ρ g)² - λ₁²) / 2ρ. Its second order acts at once and damps λ₁, which matters where a run has few
+        steps; gates that are sparse enough are left to the task. λ₂ is unused.
+      stiffness: ρ of "augmented", > 0.
     """
-    delta = expected - asked
     if kind == "signed":
+        delta = expected - asked
         return duals["linear"] * delta + duals["quadratic"] * jnp.square(delta)
     if kind == "augmented":
-        return duals["linear"] * delta + 0.5 * stiffness * jnp.square(delta)
+        linear = duals["linear"]
+        force = jnp.maximum(0.0, linear + stiffness * (asked - expected))
+        return (jnp.square(force) - jnp.square(linear)) / (2.0 * stiffness)
     raise ValueError(f"kind={kind!r}; allowed: signed, augmented")
 
 
@@ -50,7 +54,7 @@ def dual_ascent(rate: float, *, kind: Penalty = "augmented") -> optax.GradientTr
 
     Args:
       rate: step size, > 0. Adam's with "signed" (CoFi: 0.01). With "augmented" that of plain ascent, whose steps
-        shrink with δ; the stiffness itself is the classical choice.
+        shrink with the shortfall; up to the stiffness λ₁ stays >= 0.
     """
     inner = optax.adam(rate) if kind == "signed" else optax.sgd(rate)
     return optax.chain(inner, optax.scale(-1.0))

@@ -4,6 +4,7 @@ SparseBERT (Xu et al., 2021, arXiv:2104.08682), section 3: masks are taken from 
 gone stays gone. With the schedule of Zhu and Gupta (2017, arXiv:1710.01878).
 """
 
+import re
 from typing import Literal, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from kaprune_jax._tree import path_string, select
-from kaprune_jax._typing import Masks, Predicate
+from kaprune_jax._typing import Masks, Params, Predicate
 from kaprune_jax.prune.masks import _keys, _select
 from kaprune_jax.prune.patterns import Pattern, parse_pattern
 from kaprune_jax.prune.schedules import PruningSchedule
@@ -45,6 +46,7 @@ def magnitude_pruning(
     prunable: str | Predicate = r"encoder/.*/kernel",
     pattern: str = "element",
     scope: Literal["matrix", "global"] = "matrix",
+    alike: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes the smallest weights while training goes on; to be placed last in an `optax.chain`.
 
@@ -62,6 +64,8 @@ def magnitude_pruning(
       prunable: which parameters: a regular expression on the whole path, or a function of path and array.
       pattern: "element", "block-RxC" or "N:M".
       scope: "matrix": every matrix keeps its own floor(n (1 - s)); "global": all are ranked together.
+      alike: matrices whose paths are the same once what this regular expression matches is taken out have one mask,
+        made from the sums of their magnitudes: several tasks' copies of a model, say. By default each has its own.
 
     Raises:
       ValueError: (at init) the pattern matches no parameter or does not divide a matrix, or it is N:M and the
@@ -101,7 +105,8 @@ def magnitude_pruning(
         due = jnp.asarray(due_steps)[index] == count
 
         def prune(masks, *_):
-            masks = _update_masks(params, masks, form, sparsities, index, scope)
+            scores = params if alike is None else _summed(params, masks, alike)
+            masks = _update_masks(scores, masks, form, sparsities, index, scope)
             return masks, jnp.asarray(sparsities, jnp.float32)[index], _removed(masks)
 
         masks, asked, delivered = jax.lax.cond(
@@ -117,6 +122,21 @@ def magnitude_pruning(
         return masked, MagnitudePruningState(count, masks, asked, delivered, due)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _summed(params, masks: Masks, alike: str) -> Params:
+    """The magnitudes of prunable matrices, summed over those that are to have one mask."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    names = [re.sub(alike, "", path_string(path)) for path, _ in paths]
+    prunable = structure.flatten_up_to(masks)
+    sums: dict[str, Array] = {}
+    for name, (_, leaf), mask in zip(names, paths, prunable, strict=True):
+        if mask is not None:
+            sums[name] = sums[name] + jnp.abs(leaf) if name in sums else jnp.abs(leaf)
+    leaves = [
+        leaf if mask is None else sums[name] for name, (_, leaf), mask in zip(names, paths, prunable, strict=True)
+    ]
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _removed(masks: Masks) -> Float[Array, ""]:

@@ -105,7 +105,8 @@ def make_coupled_step(
     """Builds `step(state, teachers, batches) -> (state, metrics)`, to be jitted with the state donated.
 
     `state.params` is a store (`kaprune_jax.transfer.sharing`); `teachers` and `batches` are dicts by task. A step works
-    on the tasks whose batches it is given, the target always among them, and is traced once for each such set.
+    on the tasks whose batches it is given, and is traced once for each such set. Without the target's batch an
+    auxiliary task is trained as if it were the target.
 
     Args:
       tasks: by name.
@@ -117,7 +118,8 @@ def make_coupled_step(
 
     def step(state: TrainState, teachers: Mapping[str, Params], batches: Mapping[str, Mapping[str, Array]]):
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), 2)
-        auxiliary = [name for name in batches if name != target]
+        lead = target if target in batches else min(batches)
+        auxiliary = [name for name in batches if name != lead]
         aimed = {name: _aim(tasks[name], teachers.get(name), batches[name]) for name in batches}
 
         def loss_of(params: Params, name: str, batch: Mapping[str, Array], aim):
@@ -142,11 +144,11 @@ def make_coupled_step(
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
         basis = None
         if auxiliary and coupling.surgery == "attittud":
-            pieces = jax.tree.map(lambda leaf: _pieces(leaf, coupling.parts), (batches[target], aimed[target]))
-            (losses, terms), basis = jax.lax.map(lambda piece: value_and_grad(state.params, target, *piece), pieces)
+            pieces = jax.tree.map(lambda leaf: _pieces(leaf, coupling.parts), (batches[lead], aimed[lead]))
+            (losses, terms), basis = jax.lax.map(lambda piece: value_and_grad(state.params, lead, *piece), pieces)
             loss, terms, grads = jax.tree.map(lambda leaf: leaf.mean(axis=0), (losses, terms, basis))
         else:
-            (loss, terms), grads = value_and_grad(state.params, target, batches[target], aimed[target])
+            (loss, terms), grads = value_and_grad(state.params, lead, batches[lead], aimed[lead])
         strength = coupling.strength(state.step) / max(len(auxiliary), 1)
         for name in auxiliary:
             (other, _), other_grads = value_and_grad(state.params, name, batches[name], aimed[name])

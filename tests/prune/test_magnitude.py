@@ -133,3 +133,15 @@ def test_the_update_needs_params():
     params = {"w": jnp.ones(4)}
     with pytest.raises(ValueError, match="params"):
         tx.update(params, tx.init(params))
+
+
+def test_matrices_that_are_alike_have_one_mask_from_the_sum_of_their_magnitudes(rng):
+    first, second = (rng.normal(size=(6, 4)).astype(np.float32) for _ in range(2))
+    params = {"own": {"a": {"w": jnp.array(first)}, "b": {"w": jnp.array(second)}}}
+    tx = kp.magnitude_pruning(kp.one_shot(0.5), prunable=".*/w", alike="own/[^/]+/")
+    _, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    masks = optax.tree.get(state, "masks")["own"]
+    sums = np.abs(first) + np.abs(second)
+    expected = sums >= np.sort(sums.reshape(-1))[12]
+    np.testing.assert_array_equal(masks["a"]["w"], expected)
+    np.testing.assert_array_equal(masks["b"]["w"], expected)

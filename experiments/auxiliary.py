@@ -1,0 +1,94 @@
+"""Auxiliary tasks: their rows, their starts, their teachers."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from experiments.coupled import Auxiliary
+from experiments.prepare import Prepared, prepare
+from experiments.run import run_method
+from experiments.settings import Settings, resolve
+from experiments.source import load_task
+from experiments.transfer_settings import TransferSettings
+from kaprune_jax._errors import InputError
+from kaprune_jax.data.glue import load_files
+from kaprune_jax.data.rows import Rows, TaskData, limit_train
+from kaprune_jax.deploy.folder import load
+from kaprune_jax.deploy.model import Model
+
+
+def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Prepared]:
+    """Loads the auxiliary tasks, each with a start of its own head on the target's encoder.
+
+    Raises:
+      InputError: a task cannot be read, has too few rows, or is the target's data again.
+    """
+    found = []
+    for number, part in enumerate(settings.auxiliary.split(",")):
+        name, _, file = part.partition("=")
+        own = _settings_of(settings, name, file)
+        data = _load_file(settings, name, file) if file else load_task(own)
+        if settings.auxiliary_rows is not None:
+            data = limit_train(data, settings.auxiliary_rows, seed=settings.seed)
+        if data.fingerprint == target.data.fingerprint:
+            raise InputError(f"--auxiliary {part}: has the same rows as the target")
+        if settings.auxiliary_teacher is not None:
+            own = dataclasses.replace(own, teacher=settings.auxiliary_teacher.split(",")[number])
+        prepared = prepare(own, data=data)
+        if len(data.train.texts) < (target.settings.batch_size or 1):
+            raise InputError(
+                f"--auxiliary {part}: {len(data.train.texts)} training rows, fewer than a batch of "
+                f"{target.settings.batch_size}"
+            )
+        found.append(prepared)
+    return found
+
+
+def get_auxiliaries(
+    settings: TransferSettings, others: list[Prepared], out: Path, should_stop: Callable[[], bool]
+) -> list[Auxiliary]:
+    """The auxiliary tasks with their teachers, which are fine-tuned into `out` unless they are given."""
+    sizes = np.array([len(each.data.train.texts) for each in others], float) ** (1.0 / settings.auxiliary_mixing)
+    found = []
+    for prepared, share in zip(others, (sizes / sizes.sum()).tolist(), strict=True):
+        teacher = prepared.teacher or _fine_tune(prepared, out / f"teacher-{prepared.data.name}", should_stop)
+        found.append(Auxiliary(prepared.data.name, prepared.start, teacher, prepared.train, share))
+    return found
+
+
+def _fine_tune(prepared: Prepared, folder: Path, should_stop: Callable[[], bool]) -> Model:
+    run_method("dense", prepared, folder, should_stop)
+    return load(folder)
+
+
+def _settings_of(settings: TransferSettings, name: str, file: str) -> Settings:
+    """The main job's settings for an auxiliary task, its own presets where the target's flags say nothing."""
+    shared = (
+        "data_dir source model batch_size schedule warmup weight_decay seed dtype pooling evaluations log_every "
+        "allow_weak_teacher"
+    ).split()
+    own = {field: getattr(settings, field) for field in shared} | {"resume": settings.resume, "out": settings.out}
+    if file:
+        own |= {"train_file": file, "dev_file": file, "data_dir": None, "source": "folder"}
+    else:
+        own |= {"task": name, "data_dir": None if name.startswith("micro-") else settings.data_dir}
+    resolved = resolve(Settings(method="dense", **own))
+    return dataclasses.replace(resolved, task=name, max_length=max(resolved.max_length or 0, settings.max_length or 0))
+
+
+def _load_file(settings: TransferSettings, name: str, file: str) -> TaskData:
+    """An own file, a tenth of whose rows, drawn by the seed, tell how good its teacher is."""
+    columns = settings.auxiliary_text.split(",")
+    data = load_files(file, file, text=columns, label=settings.auxiliary_label, name=name)
+    order = np.random.default_rng([settings.seed, 11]).permutation(len(data.train.texts))
+    held = min(1000, len(order) // 10)
+    if held < 1:
+        raise InputError(f"--auxiliary {name}={file}: {len(order)} rows; at least 10 are needed")
+    dev, train = (_rows(data.train, np.sort(part)) for part in (order[:held], order[held:]))
+    return data._replace(train=train, dev=dev)
+
+
+def _rows(rows: Rows, chosen: np.ndarray) -> Rows:
+    return Rows(tuple(rows.texts[index] for index in chosen), rows.labels[chosen])

@@ -1,0 +1,151 @@
+"""The flags of `python -m experiments.transfer`, besides those of the main job."""
+
+import dataclasses
+import math
+import os
+from typing import ClassVar
+
+from experiments.flags import flag
+from experiments.flags import parse as parse_flags
+from experiments.settings import Settings
+from experiments.settings import resolve as resolve_main
+from kaprune_jax._errors import InputError
+from kaprune_jax.transfer.sharing import SHARE
+
+COUPLINGS = ("none", "sequential", "joint", "surgery")
+PHASES = ("before", "prune", "after")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferSettings(Settings):
+    """Every setting of a coupled run."""
+
+    MODULE: ClassVar[str] = "experiments.transfer"
+
+    method: str | None = flag("cofi (gates) or sparsebert (magnitude masks)", "cofi")
+    sparsity: float | None = flag("fraction of encoder-matrix weights removed, in [0, 1)", 0.9)
+    auxiliary: str = flag(
+        "auxiliary tasks, comma-separated: names as for --task, from the same folder or source, or NAME=FILE",
+        "micro-nli",
+    )
+    auxiliary_text: str = flag("text column of auxiliary files, or two, separated by a comma", "sentence")
+    auxiliary_label: str = flag("label column of auxiliary files", "label")
+    auxiliary_rows: int | None = flag("use so many rows of each auxiliary task, drawn by the seed [all]", None)
+    auxiliary_teacher: str | None = flag(
+        "their teachers, comma-separated run or model folders [fine-tuned first]", None
+    )
+    coupling: str = flag(
+        f"how: {', '.join(COUPLINGS)}; several, comma-separated, run one after the other", "none,joint"
+    )
+    surgery: str = flag("what surgery does to the auxiliary gradient", "pcgrad", choices=("pcgrad", "attittud"))
+    surgery_on: str = flag("what surgery acts on", "both", choices=("weights", "gates", "both"))
+    surgery_parts: int = flag("attittud: parts of the target batch whose gradients span its space, >= 1", 4)
+    share: str = flag("what is common to the tasks; with sparsebert gates are masks", "both", choices=SHARE)
+    share_depth: int | None = flag("share in the first so many layers only, >= 1 [all]", None)
+    when: str = flag("phases in which tasks are coupled, of before, prune, after", "before,prune,after")
+    auxiliary_weight: float = flag("of the auxiliary loss, >= 0", 1.0)
+    auxiliary_schedule: str = flag(
+        "of that weight until the end of pruning", "constant", choices=("constant", "fade-in", "fade-out")
+    )
+    auxiliary_mixing: float = flag(
+        "several auxiliary tasks are drawn in proportion to rows^(1/T): T >= 1, 1 by size, large T alike", 1.0
+    )
+    tie: float = flag("pull between the tasks' own gates, times their mean squared distance in log alpha, >= 0", 0.0)
+    init_from: str | None = flag("earlier runs with gates, comma-separated, whose masks vote on the first gates", None)
+    vote_rate: float = flag("weight of that vote against --gate-start, in [0, 1]", 0.5)
+    rank: bool = flag("only score the auxiliary candidates, and none, for this target", False)
+    study: str | None = flag("run a grid from a JSON file", None)
+    cell: str | None = flag("only slice I/N of the grid, I from 1", None)
+
+
+def parse(arguments: list[str] | None = None) -> TransferSettings:
+    """Reads the flags.
+
+    Raises:
+      InputError: an unknown flag, or a value that is not allowed.
+    """
+    return parse_flags(
+        TransferSettings,
+        arguments,
+        prog="python -m experiments.transfer",
+        description="Prune an encoder for a task with little data, coupled with an auxiliary task. Without flags: the "
+        "built-in offline example, micro-nli for micro-rte, with and without coupling.",
+    )
+
+
+def resolve(settings: TransferSettings) -> TransferSettings:
+    """The settings with every default filled in, checked.
+
+    Raises:
+      InputError: a value that is not allowed, naming flag, value and what is.
+    """
+    if settings.method not in ("cofi", "sparsebert"):
+        raise InputError(f"--method {settings.method}: allowed here: cofi, sparsebert")
+    if settings.augment is not None:
+        raise InputError(f"--augment {settings.augment}: augmented rows are for experiments.glue")
+    _several("coupling", settings.coupling, COUPLINGS)
+    _several("when", settings.when, PHASES)
+    names = auxiliary_names(settings)
+    own = settings.train_file is not None
+    resolved = resolve_main(settings)
+    if resolved.task in names:
+        raise InputError(f"--auxiliary {settings.auxiliary}: {resolved.task} is the target; another task is needed")
+    if settings.train_file in (os.path.abspath(place) for place in _files(settings)) or (
+        own and settings.train_file in _files(settings)
+    ):
+        raise InputError(f"--auxiliary {settings.auxiliary}: that file is the target's")
+    ranges = {
+        "auxiliary_rows": (1, math.inf, "a whole number >= 1"),
+        "surgery_parts": (1, math.inf, "a whole number >= 1"),
+        "share_depth": (1, math.inf, "a whole number >= 1"),
+        "auxiliary_weight": (0.0, 1e9, "a number >= 0"),
+        "auxiliary_mixing": (1.0, 1e9, "a number >= 1"),
+        "tie": (0.0, 1e9, "a number >= 0"),
+        "vote_rate": (0.0, 1.0, "a fraction in [0, 1]"),
+    }
+    for name, (low, high, allowed) in ranges.items():
+        value = getattr(resolved, name)
+        if value is not None and not low <= value <= high:
+            raise InputError(f"--{name.replace('_', '-')} {value}: {allowed} is needed")
+    if resolved.auxiliary_teacher is not None and len(resolved.auxiliary_teacher.split(",")) != len(names):
+        raise InputError(
+            f"--auxiliary-teacher {resolved.auxiliary_teacher}: one for each of {', '.join(names)} is needed, in order"
+        )
+    if resolved.init_from is not None and resolved.method != "cofi":
+        raise InputError(f"--init-from {resolved.init_from}: votes on gates, so only with --method cofi")
+    if settings.out is None:
+        stem = f"{resolved.task}-{'+'.join(names)}-{resolved.method}-{resolved.sparsity:g}-s{resolved.seed}"
+        resolved = dataclasses.replace(resolved, out=os.path.join("runs", stem))
+    return resolved
+
+
+def auxiliary_names(settings: TransferSettings) -> tuple[str, ...]:
+    """The names of the auxiliary tasks.
+
+    Raises:
+      InputError: none, an empty one, or one named twice.
+    """
+    names = tuple(part.split("=", 1)[0] for part in settings.auxiliary.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise InputError(f"--auxiliary {settings.auxiliary!r}: task names or NAME=FILE, each once, comma-separated")
+    return names
+
+
+def couplings(settings: TransferSettings) -> tuple[str, ...]:
+    """The couplings to run, in order."""
+    return tuple(settings.coupling.split(","))
+
+
+def coupled_phases(settings: TransferSettings) -> tuple[str, ...]:
+    """The phases in which tasks are coupled."""
+    return tuple(settings.when.split(","))
+
+
+def _files(settings: TransferSettings) -> list[str]:
+    return [part.split("=", 1)[1] for part in settings.auxiliary.split(",") if "=" in part]
+
+
+def _several(name: str, text: str, allowed: tuple[str, ...]) -> None:
+    parts = text.split(",")
+    if not set(parts) <= set(allowed) or len(set(parts)) < len(parts):
+        raise InputError(f"--{name} {text!r}: some of {', '.join(allowed)} are needed, each once, comma-separated")
