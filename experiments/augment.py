@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.augment_file import CANDIDATES, PREVIEW, PROBABILITY, augmented_file, make_header, write_rows
+from experiments.method import count_steps
 from experiments.prepare import Prepared
 from experiments.record import say
 from experiments.run import ShouldStop, predict_rows
@@ -37,7 +38,6 @@ def add_rows(prepared: Prepared, teacher: Model, out: Path, should_stop: ShouldS
         return prepared
     made = prepared.augmented or _make(prepared)
     assert settings.batch_size is not None
-    assert settings.epochs is not None
     blank = np.zeros(len(made.texts), own.labels.dtype)
     new = encode(Rows(made.texts, blank), prepared.tokenizer, max_length=own.limit, pad=own.pad)
     made, new = _without_equal(own, made, new)
@@ -54,11 +54,11 @@ def add_rows(prepared: Prepared, teacher: Model, out: Path, should_stop: ShouldS
         token_type_ids=own.token_type_ids + new.token_type_ids,
         labels=np.concatenate([own.labels, labels]),
     )
-    seen = round(settings.epochs * len(own.input_ids))
+    seen = count_steps(prepared, dense=False) * settings.batch_size
     if seen < len(both.input_ids):
         say(
-            f"note: --epochs {settings.epochs:g} of {len(own.input_ids)} rows is {seen} rows, fewer than the "
-            f"{len(both.input_ids)} there are with the augmented ones; more epochs make the run longer"
+            f"note: the run sees {seen} rows, fewer than the {len(both.input_ids)} there are with the augmented ones; "
+            "--epochs makes it longer"
         )
     batches = TrainBatches(both, batch_size=settings.batch_size, seed=settings.seed)
     return prepared._replace(train=batches, augmented=made)

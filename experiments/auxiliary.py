@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from kaprune_jax.data.glue import load_files
 from kaprune_jax.data.rows import Rows, TaskData, limit_train
 from kaprune_jax.deploy.folder import load
 from kaprune_jax.deploy.model import Model
+
+LENGTHS: dict[str, Any] = {"shapes": 2, "multiple": 16}
+"""Of each task's batches: a coupled step is compiled for every pair of lengths, and kept from run to run of a study."""
 
 
 def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Prepared]:
@@ -36,7 +40,7 @@ def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Pr
             raise InputError(f"--auxiliary {part}: has the same rows as the target")
         if settings.auxiliary_teacher is not None:
             own = dataclasses.replace(own, teacher=settings.auxiliary_teacher.split(",")[number])
-        prepared = prepare(own, data=data)
+        prepared = prepare(own, data=data, **LENGTHS)
         if len(data.train.texts) < (target.settings.batch_size or 1):
             raise InputError(
                 f"--auxiliary {part}: {len(data.train.texts)} training rows, fewer than a batch of "
@@ -73,7 +77,8 @@ def _settings_of(settings: TransferSettings, name: str, file: str) -> Settings:
     if file:
         own |= {"train_file": file, "dev_file": file, "data_dir": None, "source": "folder"}
     else:
-        own |= {"task": name, "data_dir": None if name.startswith("micro-") else settings.data_dir}
+        folder = settings.auxiliary_dir or settings.data_dir
+        own |= {"task": name, "data_dir": None if name.startswith("micro-") else folder}
     resolved = resolve(Settings(method="dense", **own))
     return dataclasses.replace(resolved, task=name, max_length=max(resolved.max_length or 0, settings.max_length or 0))
 

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, in a wide and a narrow form; the style sheet shows one of them. No script."""
+"""Charts as inline SVG, lines in a wide and a narrow form, of which the style sheet shows one. No script."""
 
 import math
 from collections.abc import Sequence
@@ -20,6 +20,8 @@ class Line(NamedTuple):
       right: read on the right axis.
       area: filled down to the axis.
       dots: a dot with a tooltip at each point.
+      errors: half the height of a bar at each point; none where it is not finite.
+      shift: pixels to the right, so that bars of several lines can be told apart.
     """
 
     name: str
@@ -28,6 +30,8 @@ class Line(NamedTuple):
     right: bool = False
     area: bool = False
     dots: bool = False
+    errors: Sequence[float] = ()
+    shift: float = 0.0
 
 
 class Mark(NamedTuple):
@@ -36,6 +40,15 @@ class Mark(NamedTuple):
     x: float | None
     y: float | None
     label: str
+
+
+class Dot(NamedTuple):
+    """A value with half the width of its bar (none where it is not finite), a label and a CSS class."""
+
+    label: str
+    value: float
+    error: float
+    style: str
 
 
 class Frame(NamedTuple):
@@ -48,6 +61,7 @@ class Frame(NamedTuple):
     x: tuple[float, float]
     y: tuple[float, float]
     log: bool
+    log_x: bool = False
 
     @property
     def floor(self) -> float:
@@ -55,6 +69,8 @@ class Frame(NamedTuple):
 
     def to_x(self, value: float) -> float:
         low, high = self.x
+        if self.log_x:
+            value, low, high = math.log10(value), math.log10(low), math.log10(high)
         return self.left + (value - low) / (high - low) * (self.width - self.left - self.right)
 
     def to_y(self, value: float, right: bool = False) -> float:
@@ -111,6 +127,7 @@ def line_chart(
     y_label: str = "",
     right_label: str = "",
     log: bool = False,
+    log_x: bool = False,
     marks: Sequence[Mark] = (),
     ceiling: float = math.inf,
 ) -> str:
@@ -123,6 +140,7 @@ def line_chart(
       y_label: above the left axis.
       right_label: above the right axis; empty for none.
       log: logarithmic left axis; values that are not positive are left out.
+      log_x: logarithmic lower axis, on which every x is positive.
       marks: places to point out.
       ceiling: the left axis does not go beyond it.
     """
@@ -131,17 +149,23 @@ def line_chart(
         limit = log and not line.right
         points = [(x, y if not limit or y > 0 else math.nan) for x, y in line.points if math.isfinite(x)]
         if any(math.isfinite(y) for _, y in points):
-            kept.append(line._replace(points=thin(points)))
+            kept.append(line._replace(points=points if line.errors else thin(points)))
     xs = [x for line in kept for x, _ in line.points]
     ys = [y for line in kept if not line.right for _, y in line.points if math.isfinite(y)]
     if not ys:
         return f'<p class="none">{escape(title)}: nothing was recorded.</p>'
+    ys += [end for line in kept for x, low, high in _bars(line) for end in (low, high)]
     ys += [mark.y for mark in marks if mark.y is not None and math.isfinite(mark.y) and (mark.y > 0 or not log)]
-    x_range, y_range = _pad(min(xs), max(xs), share=0), _pad(min(ys), max(ys), share=0.12, log=log)
+    x_range, y_range = (
+        _pad(min(xs), max(xs), share=0.05 * log_x, log=log_x),
+        _pad(min(ys), max(ys), share=0.12, log=log),
+    )
     if max(ys) <= ceiling:
         y_range = y_range[0], min(y_range[1], ceiling)
     drawings = "".join(
-        _draw(Frame(width, height, 52, 50 if right_label else 18, x_range, y_range, log), kept, marks, name, labels)
+        _draw(
+            Frame(width, height, 52, 50 if right_label else 18, x_range, y_range, log, log_x), kept, marks, name, labels
+        )
         for width, height, name in ((720, 320, "wide"), (360, 290, "narrow"))
         for labels in [(title, x_label, y_label, right_label)]
     )
@@ -151,6 +175,27 @@ def line_chart(
         if line.name
     )
     return f'<figure class="chart"><ul class="legend">{legend}</ul>{drawings}</figure>'
+
+
+def dot_chart(dots: Sequence[Dot], *, title: str, label: str) -> str:
+    """Values with their bars, one below the other on a common scale; nothing where there is none."""
+    dots = [dot for dot in dots if math.isfinite(dot.value)]
+    if not dots:
+        return ""
+    errors = [dot.error if math.isfinite(dot.error) else 0.0 for dot in dots]
+    ends = [dot.value + sign * error for dot, error in zip(dots, errors, strict=True) for sign in (-1, 1)]
+    frame = Frame(460, 40 * len(dots) + 48, 10, 10, _pad(min(ends), max(ends), share=0.1), (0, 1), False)
+    parts = [f"<title>{escape(title)}</title>", _text(230, frame.height - 5, label, "middle")]
+    for value in ticks(*frame.x):
+        parts.append(f'<path class="grid" d="M{frame.to_x(value):.1f} 4V{frame.floor}"/>')
+        parts.append(_text(frame.to_x(value), frame.floor + 17, short(value), "middle"))
+    for number, (dot, error) in enumerate(zip(dots, errors, strict=True)):
+        x, y, left, right = frame.to_x(dot.value), 40 * number + 34, dot.value - error, dot.value + error
+        bar = f'<path class="line" d="M{frame.to_x(left):.1f} {y}H{frame.to_x(right):.1f}"/>' if error else ""
+        parts.append(_text(10, y - 10, dot.label, "start"))
+        parts.append(f'<g class="{dot.style}">{bar}<circle class="dot" cx="{x:.1f}" cy="{y}" r="5"/></g>')
+    size = f'viewBox="0 0 460 {frame.height}" style="max-width:480px"'
+    return f'<figure class="chart"><svg role="img" {size}>{"".join(parts)}</svg></figure>'
 
 
 def _pad(low: float, high: float, *, share: float, log: bool = False) -> tuple[float, float]:
@@ -171,7 +216,9 @@ def _draw(frame: Frame, lines: Sequence[Line], marks: Sequence[Mark], name: str,
         y = frame.to_y(value)
         parts.append(f'<path class="grid" d="M{frame.left} {y:.1f}H{edge}"/>')
         parts.append(_text(frame.left - 7, y + 4, short(value), "end"))
-    for value in ticks(*frame.x, count=4 if name == "narrow" else 7):
+    own = sorted({x for line in lines for x, _ in line.points})
+    own = own if len(own) <= 7 else log_ticks(*frame.x)
+    for value in own if frame.log_x else ticks(*frame.x, count=4 if name == "narrow" else 7):
         parts.append(_text(frame.to_x(value), floor + 17, short(value), "middle"))
     parts.append(f'<path class="axis" d="M{frame.left} {floor}H{edge}"/>')
     parts.append(_text((frame.left + edge) / 2, frame.height - 5, x_label, "middle"))
@@ -184,6 +231,12 @@ def _draw(frame: Frame, lines: Sequence[Line], marks: Sequence[Mark], name: str,
     parts += [_mark(frame, mark) for mark in marks]
     size = f'viewBox="0 0 {frame.width} {frame.height}"'
     return f'<svg class="{name}" role="img" {size}>{"".join(parts)}</svg>'
+
+
+def _bars(line: Line) -> list[tuple[float, float, float]]:
+    """x and the ends of the bar of each point that has one."""
+    pairs = zip(line.points, line.errors, strict=False)
+    return [(x, y - error, y + error) for (x, y), error in pairs if math.isfinite(y) and math.isfinite(error)]
 
 
 def _line(frame: Frame, line: Line) -> str:
@@ -209,7 +262,12 @@ def _line(frame: Frame, line: Line) -> str:
                 place = f'cx="{frame.to_x(x):.1f}" cy="{frame.to_y(y, line.right):.1f}"'
                 tip = escape(f"{line.name}, {short(x)}: {short(y)}")
                 parts.append(f'<circle class="dot" {place} r="3"><title>{tip}</title></circle>')
-    return f'<g class="{line.style}">{"".join(parts)}</g>'
+    for x, low, high in _bars(line):
+        place, ends = frame.to_x(x), (frame.to_y(low), frame.to_y(high))
+        parts += [f'<path class="line" d="M{place:.1f} {ends[0]:.1f}V{ends[1]:.1f}" style="stroke-dasharray:none"/>']
+        parts += [f'<path class="line" d="M{place - 4:.1f} {y:.1f}h8" style="stroke-dasharray:none"/>' for y in ends]
+    moved = f' transform="translate({line.shift:g} 0)"' if line.shift else ""
+    return f'<g class="{line.style}"{moved}>{"".join(parts)}</g>'
 
 
 def _mark(frame: Frame, mark: Mark) -> str:

@@ -4,6 +4,7 @@ Steps are divided into three phases, "before" (all gates open), "prune" and "aft
 `--before`, `--target-at` and `--after` are fractions of the run.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.method import Plan, make_objective
+from experiments.method import Plan, count_steps, make_objective
 from experiments.prepare import Prepared
 from experiments.settings import Settings, gate_names
 from kaprune_jax._errors import InputError
@@ -102,7 +103,7 @@ def phases(settings: Settings, steps: int) -> Phases:
     before, after = round(settings.before * steps), round(settings.after * steps)
     reached = min(max(round(settings.target_at * steps), before + 1), steps - after)
     if not before < reached <= steps - after:
-        raise InputError(f"--epochs {settings.epochs}: {steps} steps are too few for pruning with gates")
+        raise InputError(f"--epochs {settings.epochs:g}: {steps} steps are too few for pruning with gates")
     return Phases(before, reached, steps - after, steps)
 
 
@@ -113,11 +114,8 @@ def plan_cofi(prepared: Prepared, teacher: Model | None) -> tuple[Plan, Phases, 
       InputError: the gates cannot reach the sparsity, or start, teacher and settings do not fit.
     """
     settings = prepared.settings
-    assert settings.epochs is not None
-    assert settings.learning_rate is not None
-    assert settings.batch_size is not None
     assert settings.sparsity is not None
-    steps = max(1, round(settings.epochs * (len(prepared.data.train.texts) // settings.batch_size)))
+    steps = count_steps(prepared, dense=False)
     where = phases(settings, steps)
     layout = bert_layout(prepared.start.config)
     enabled = gate_names(settings.gates)
@@ -130,9 +128,10 @@ def plan_cofi(prepared: Prepared, teacher: Model | None) -> tuple[Plan, Phases, 
         )
     objective, notes = make_objective("cofi", settings, prepared.start, teacher)
     rate = segment_rate(settings, where)
+    asked, settings = settings.sparsity, with_rates(settings, where)
     constraint = Constraint(
         layout,
-        settings.sparsity,
+        asked,
         where.before,
         where.reached - where.before,
         settings.penalty,  # pyright: ignore[reportArgumentType]
@@ -141,6 +140,18 @@ def plan_cofi(prepared: Prepared, teacher: Model | None) -> tuple[Plan, Phases, 
     tx = optax.with_extra_args_support(gated_optimizer(settings, rate))
     plan = Plan("prune", prepared.start.params, objective, tx, rate, steps, where.gated, notes)
     return plan, where, constraint
+
+
+def with_rates(settings: Settings, where: Phases) -> Settings:
+    """The rates of gates and multipliers filled in: what they can move in a run does not depend on its length."""
+    steps = max(where.gated - where.before, 1)
+    gates, duals = settings.gate_learning_rate, settings.dual_learning_rate
+    by_length = 0.01 if settings.penalty == "signed" else min(3000.0 / steps, settings.stiffness)
+    return dataclasses.replace(
+        settings,
+        gate_learning_rate=min(max(60.0 / steps, 0.01), 0.3) if gates is None else gates,
+        dual_learning_rate=by_length if duals is None else duals,
+    )
 
 
 def _smallest(layout) -> int:
@@ -165,6 +176,8 @@ def segment_rate(settings: Settings, where: Phases) -> optax.Schedule:
 
 def gated_optimizer(settings: Settings, rate: optax.Schedule) -> optax.GradientTransformation:
     """AdamW for weights, Adam within bounds for log α, ascent for the multipliers; embeddings stay as they are."""
+    assert settings.gate_learning_rate is not None
+    assert settings.dual_learning_rate is not None
     gates = optax.chain(optax.adam(settings.gate_learning_rate), keep_in_bounds())
     duals = dual_ascent(settings.dual_learning_rate, kind=settings.penalty)  # pyright: ignore[reportArgumentType]
     groups: dict[Any, optax.GradientTransformation] = {

@@ -35,7 +35,8 @@ def parse(kind: type[T], arguments: list[str] | None, *, prog: str, description:
         if hints[field.name] is bool:
             parser.add_argument(name, action="store_true", help=f"{help} [off]")
             continue
-        read = next(iter(get_args(hints[field.name])), hints[field.name])
+        kinds = get_args(hints[field.name])
+        read = str if field.metadata["choices"] else next(iter(kinds), hints[field.name])
         shown = help if field.default is None or field.default == "" else f"{help} [{field.default}]"
         parser.add_argument(
             name, type=read, default=field.default, help=shown, choices=field.metadata["choices"], metavar=None

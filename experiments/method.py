@@ -68,9 +68,9 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
     settings = prepared.settings
     names = "batch_size schedule warmup weight_decay max_length limit_train dtype seed evaluations".split()
     if planned.target_step:
-        names += "scope target_at sparsity_schedule updates epochs learning_rate augment".split()
+        names += "steps scope target_at sparsity_schedule updates epochs learning_rate augment".split()
     if settings.teacher is None:  # fine-tuned by the run itself
-        names += "teacher_epochs teacher_learning_rate".split()
+        names += "teacher_steps teacher_epochs teacher_learning_rate".split()
     made = {name: getattr(settings, name) for name in names} | planned.details | {"data": prepared.data.fingerprint}
     if planned.objective.needs_teacher or method == "prune-finetuned" or (settings.augment and planned.target_step):
         assert teacher is not None
@@ -102,13 +102,9 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
     """
     settings = prepared.settings
     dense = method == "dense"
-    epochs = settings.teacher_epochs if dense else settings.epochs
     peak = settings.teacher_learning_rate if dense else settings.learning_rate
-    assert epochs is not None
     assert peak is not None
-    assert settings.batch_size is not None
-    steps_per_epoch = len(prepared.data.train.texts) // settings.batch_size  # of the task's own rows, also with more
-    steps = max(1, round(epochs * steps_per_epoch))
+    steps = count_steps(prepared, dense=dense)
     rate = learning_rate(peak, steps=steps, schedule=settings.schedule, warmup=settings.warmup)  # pyright: ignore[reportArgumentType]
     optimizer = adamw(rate, weight_decay=settings.weight_decay)
     params = prepared.start.params
@@ -138,6 +134,15 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
         ),
     )
     return Plan("prune", params, objective, _extra(tx), rate, steps, schedule.end, notes)
+
+
+def count_steps(prepared: Prepared, *, dense: bool) -> int:
+    """Optimizer steps of a run: those asked for, or so many epochs of the task's own rows, also with more."""
+    settings = prepared.settings
+    given, epochs = (settings.teacher_steps, settings.teacher_epochs) if dense else (settings.steps, settings.epochs)
+    assert epochs is not None
+    assert settings.batch_size is not None
+    return given or max(1, round(epochs * (len(prepared.data.train.texts) // settings.batch_size)))
 
 
 def _extra(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -50,12 +50,14 @@ class Prepared(NamedTuple):
     augmented: Augmented | None = None
 
 
-def prepare(settings: Settings, *, data: TaskData | None = None) -> Prepared:
+def prepare(settings: Settings, *, data: TaskData | None = None, shapes: int = 4, multiple: int = 8) -> Prepared:
     """Loads data, start and teacher.
 
     Args:
       settings: resolved.
       data: the task, where it has been loaded; the run folder is then not looked at.
+      shapes: different lengths of training batches, at most; each is a compilation.
+      multiple: what those lengths are multiples of.
 
     Raises:
       InputError: whatever a person can correct; nothing has been written then.
@@ -102,7 +104,7 @@ def prepare(settings: Settings, *, data: TaskData | None = None) -> Prepared:
             f"{dev.truncated} of {len(dev.input_ids)} dev rows"
         )
     assert settings.batch_size is not None
-    batches = TrainBatches(train, batch_size=settings.batch_size, seed=settings.seed)
+    batches = TrainBatches(train, batch_size=settings.batch_size, seed=settings.seed, shapes=shapes, multiple=multiple)
     if batches.batch_size < settings.batch_size:
         notes.append(f"batch size {batches.batch_size}: there are no more training rows")
     settings = dataclasses.replace(

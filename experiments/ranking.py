@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from experiments.auxiliary import get_auxiliaries
+from experiments.method import count_steps
 from experiments.prepare import Prepared
 from experiments.record import say, write_json
 from experiments.run import get_teacher, predict_rows
@@ -25,7 +26,7 @@ from kaprune_jax.train.step import make_predict
 from kaprune_jax.transfer.ranking import knn_score, leep, mask_overlap
 
 SHORT = 0.1
-"""Part of a whole run's epochs after which masks are compared."""
+"""Part of a whole run's steps after which masks are compared."""
 
 
 def rank(
@@ -45,7 +46,7 @@ def rank(
             settings=dataclasses.replace(teacher_settings(target.settings), allow_weak_teacher=True)
         )
         teacher, _ = get_teacher(alone, out / "teacher", should_stop)
-        masks = _short_masks(settings, target, teacher, out / "short-target", should_stop)
+        masks = _short_masks(settings, target, target, teacher, out / "short-target", should_stop)
     table = [{"candidate": "none", "knn": _knn(target.start, rows, labels), "leep": None, "overlap": None}]
     for auxiliary, other in zip(auxiliaries, others, strict=True):
         kinds = (other.data.kind, target.data.kind)
@@ -56,7 +57,8 @@ def rank(
             row["leep"] = leep(np.asarray(jax.nn.softmax(logits, axis=-1)), labels)
         row["overlap"] = None
         if masks is not None:
-            theirs = _short_masks(settings, other, auxiliary.teacher, out / f"short-{auxiliary.name}", should_stop)
+            place = out / f"short-{auxiliary.name}"
+            theirs = _short_masks(settings, other, target, auxiliary.teacher, place, should_stop)
             row["overlap"] = mask_overlap(masks, theirs)["mean"]
         table.append(row)
     table.sort(key=lambda row: -row["knn"])
@@ -86,13 +88,18 @@ def _knn(model: Model, rows: Encoded, labels: np.ndarray) -> float:
 
 
 def _short_masks(
-    settings: TransferSettings, prepared: Prepared, teacher: Model, folder: Path, should_stop: Callable[[], bool]
+    settings: TransferSettings,
+    prepared: Prepared,
+    target: Prepared,
+    teacher: Model,
+    folder: Path,
+    should_stop: Callable[[], bool],
 ) -> dict[str, np.ndarray]:
     """What a short run with gates on a task alone would keep."""
     own = prepared.settings
     changes = {name: getattr(settings, name) for name in ("sparsity", "gates", "target_at", "gate_learning_rate")}
-    epochs = max((own.epochs or 1.0) * SHORT, 1e-9)
-    short = dataclasses.replace(own, method="cofi", epochs=epochs, **changes)
+    steps = max(20, round(count_steps(target, dense=False) * SHORT))
+    short = dataclasses.replace(own, method="cofi", steps=steps, **changes)
     parts = run_structured(
         prepared._replace(settings=short), folder, should_stop, teacher=teacher, dense=None, gates_only=True
     )

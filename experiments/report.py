@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.mask_pictures import study
@@ -17,6 +17,7 @@ from experiments.report_compare import comparison_page
 from experiments.report_data import Run, find_runs, read_run
 from experiments.report_html import run_page
 from experiments.report_text import markdown
+from experiments.structure_pictures import read_structure
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.masks import read_masks
 
@@ -35,7 +36,9 @@ def write_report(run_folder: str | os.PathLike[str], *, out: str | os.PathLike[s
       InputError: a file of the run is missing or broken, or nothing can be written there; then nothing is.
     """
     run = read_run(Path(run_folder))
-    return _write(Path(out or run_folder), _page_of(run), markdown([run]))
+    folder = Path(out or run_folder)
+    write_files(folder, {"table.md": markdown([run]), "report.html": _page_of(run)})
+    return folder / "report.html"
 
 
 def write_comparison(folder: str | os.PathLike[str], run_folders: Sequence[str | os.PathLike[str]]) -> Path:
@@ -54,21 +57,30 @@ def write_comparison(folder: str | os.PathLike[str], run_folders: Sequence[str |
     runs = [read_run(Path(place)) for place in run_folders]
     if not runs:
         raise InputError(f"{folder}: no run folders to compare; at least one is needed")
-    return _write(Path(folder), comparison_page(runs, Path(folder)), markdown(runs))
+    write_files(Path(folder), {"table.md": markdown(runs), "report.html": comparison_page(runs, Path(folder))})
+    return Path(folder) / "report.html"
 
 
 def _page_of(run: Run) -> str:
     found = re.fullmatch(r"block-([1-9]\d*)x([1-9]\d*)", run.pattern)
     block = (int(found[1]), int(found[2])) if found else (32, 128)
-    return run_page(run, study(read_masks(run.folder / "model"), block=block))
+    return run_page(run, study(read_masks(run.folder / "model"), block=block), read_structure(run))
 
 
-def _write(folder: Path, page: str, table: str) -> Path:
-    """Both files or, as far as the system allows, neither."""
+def write_files(folder: Path, texts: Mapping[str, str]) -> None:
+    """All files or, as far as the system allows, none.
+
+    Args:
+      folder: where to; made if it is not there.
+      texts: name to content.
+
+    Raises:
+      InputError: nothing can be written there.
+    """
     partial: dict[str, Path] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (("table.md", table), ("report.html", page)):
+        for name, text in texts.items():
             with tempfile.NamedTemporaryFile(
                 "w", encoding="utf-8", dir=folder, prefix=f".{name}-", delete=False
             ) as file:
@@ -82,7 +94,6 @@ def _write(folder: Path, page: str, table: str) -> Path:
     finally:
         for place in partial.values():
             place.unlink(missing_ok=True)
-    return folder / "report.html"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

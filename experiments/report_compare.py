@@ -1,5 +1,6 @@
 """The page of several runs: methods side by side, over seeds; and where each method removed weights."""
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -24,14 +25,17 @@ def comparison_page(runs: Sequence[Run], folder: Path) -> str:
     tasks = list(dict.fromkeys(setting.task for setting in groups))
     methods = sorted({run.name for run in runs}, key=_rank)
     title = f"{', '.join(tasks)}: {len(methods)} method{'s' * (len(methods) > 1)} in {len(runs)} runs"
+    colours = colours_of(methods)
     pruned = {setting: inner for setting, inner in groups.items() if set(inner) != {"dense"}} or groups
-    curves = [f"<h3>{escape(words.name_setting(key))}</h3>{_overlay(key, inner)}" for key, inner in pruned.items()]
+    curves = [
+        f"<h3>{escape(words.name_setting(key))}</h3>{_overlay(key, inner, colours)}" for key, inner in pruned.items()
+    ]
     body = (
         f'<header><p class="over">comparison</p><h1>{escape(title)}</h1>'
         f"{bullets(words.comparisons(runs))}{paragraphs(words.caveats(runs), 'notice')}</header>\n"
         + section("Methods", *(_table(task, runs) for task in tasks), paragraphs(words.below_table(runs), "note"))
         + section("Score against step", *curves)
-        + section("Score against sparsity", *_score_by_sparsity(pruned))
+        + section("Score against sparsity", *_score_by_sparsity(pruned, colours))
         + section("What each method removed where", _where(pruned))
         + section("Runs", _list(runs, folder))
     )
@@ -43,9 +47,18 @@ def _rank(name: str) -> tuple[int, str]:
     return (METHODS.index(method) if method in METHODS else len(METHODS)), name
 
 
-def _colour(name: str) -> str:
-    """A colour for each method; with augmented rows the line is broken."""
-    return f"c{min(_rank(name)[0], 7) + 1}{' broken' * (',' in name)}"
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """CSS classes by name: each method its own colour, broken with augmented rows; what is coupled what is free."""
+    found: dict[str, str] = {}
+    for name in sorted(names, key=_rank):
+        colour = f"c{min(_rank(name)[0], 7) + 1}"
+        if "," not in name or name.endswith(", alone"):
+            found[name] = colour
+        elif ", augment " in name:
+            found[name] = f"{colour} broken"
+    styles = [f"c{number}{kind}" for kind in ("", " broken") for number in range(1, 9)]
+    free = itertools.cycle([style for style in styles if style not in found.values()] or styles)
+    return {name: found.get(name) or next(free) for name in sorted(names, key=_rank)}
 
 
 def _table(task: str, runs: Sequence[Run]) -> str:
@@ -58,16 +71,16 @@ def _table(task: str, runs: Sequence[Run]) -> str:
     return f"<h3>{escape(task)} ({escape(metrics)})</h3>" + table([words.HEADER[i] for i in order], rows)
 
 
-def _overlay(setting: Setting, methods: dict[str, list[Run]]) -> str:
+def _overlay(setting: Setting, methods: dict[str, list[Run]], colours: dict[str, str]) -> str:
     lines: list[Line] = []
     for method, members in methods.items():
         curves = [_curve(run) for run in members]
         mean = mean_curve(curves)
         if len(curves) > 1:
             names = ["" if mean else f"{method}, each seed", *[""] * len(curves)]
-            lines += [Line(name, curve, f"{_colour(method)} faint") for name, curve in zip(names, curves, strict=False)]
+            lines += [Line(name, curve, f"{colours[method]} faint") for name, curve in zip(names, curves, strict=False)]
         name = f"{method}, mean of {len(curves)}" if len(curves) > 1 else method
-        lines.append(Line(name, mean, _colour(method), dots=True))
+        lines.append(Line(name, mean, colours[method], dots=True))
     dense = spread([run.figure("dense") for members in methods.values() for run in members])
     marks = [Mark(None, dense.mean, f"dense {words.score(dense.mean)}")] if dense.n else []
     title = f"{setting.metric} against step, {words.name_setting(setting)}"
@@ -85,7 +98,7 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
     return [(x, sum(value[x] for value in values) / len(values)) for x in sorted(shared)]
 
 
-def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]]) -> list[str]:
+def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]], colours: dict[str, str]) -> list[str]:
     found: dict[tuple[str, str, str], dict[str, list[Point]]] = {}
     for setting, methods in groups.items():
         for method, members in methods.items():
@@ -96,7 +109,7 @@ def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]]) -> list[str]
             found.setdefault(setting[:3], {}).setdefault(method, []).append(point)
     return [
         line_chart(
-            [Line(method, sorted(points), _colour(method), dots=True) for method, points in methods.items()],
+            [Line(method, sorted(points), colours[method], dots=True) for method, points in methods.items()],
             title=f"{metric} of the pruned model against sparsity, {task}, {pattern}",
             x_label="sparsity of the encoder's matrices",
             y_label=f"{metric}, {task}, {pattern}",
@@ -131,14 +144,19 @@ def _where(groups: dict[Setting, dict[str, list[Run]]]) -> str:
 def _list(runs: Sequence[Run], folder: Path) -> str:
     items = []
     for run in runs:
-        own = run.folder.resolve()
-        name = escape(f"{run.task}, {run.name}, seed {words.count(run.figure('seed'))}")
-        if (own / "report.html").is_file() and own != folder.resolve():
-            place = Path(os.path.relpath(own / "report.html", folder.resolve())).as_posix()
-            name = f'<a href="{escape(place)}">{name}</a>'
+        name = link_to(run, f"{run.task}, {run.name}, seed {words.count(run.figure('seed'))}", folder)
         command = f'<pre class="command">{escape(run.command)}</pre>' if run.command else ""
         items.append(f"<li>{name}: {escape(_short(run))}{command}</li>")
     return f'<ul class="runs">{"".join(items)}</ul>'
+
+
+def link_to(run: Run, name: str, folder: Path) -> str:
+    """A name that leads to a run's own report, where it has one, from a page in a folder."""
+    own = run.folder.resolve()
+    if not (own / "report.html").is_file() or own == folder.resolve():
+        return escape(name)
+    place = Path(os.path.relpath(own / "report.html", folder.resolve())).as_posix()
+    return f'<a href="{escape(place)}">{escape(name)}</a>'
 
 
 def _short(run: Run) -> str:

@@ -1,5 +1,6 @@
 """Reads run folders for the report: settings, records, figures and masks, and groups runs that can be compared."""
 
+import dataclasses
 import json
 import math
 import statistics
@@ -7,12 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.settings import Settings
+from experiments.transfer_settings import TransferSettings
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.weights import read_json
 
 METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "cofi", "dense")
 # May differ between the runs that one mean is taken over.
-_FREE = frozenset({"seed", "out", "command", "resume", "method", "teacher", "log_every", "augment_file"})
+_FREE = frozenset("seed out command resume method teacher auxiliary_teacher study cell log_every augment_file".split())
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TransferSettings)}
+# Say nothing of a run without auxiliary tasks.
+_COUPLED = frozenset(_DEFAULTS) - {field.name for field in dataclasses.fields(Settings)}
+_COUPLED -= {"coupling", "init_from", "vote_rate"}
+# Tell coupled runs apart; what surgery does only where there is surgery.
+_TELLING = "share share_depth when auxiliary_weight auxiliary_schedule auxiliary_rows auxiliary_mixing tie".split()
+_OF_SURGERY = ["surgery", "surgery_on"]
 
 
 class Run(NamedTuple):
@@ -42,9 +52,16 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The method, and whether it had augmented rows: what is compared."""
+        """The method, how it was coupled, and whether it had augmented rows: what is compared."""
+        if isinstance(coupling := self.config.get("coupling"), str):
+            return f"{self.method}, {_name_coupling(coupling, self.config)}"
         copies = self.config.get("augment") if self.figure("examples", "augmented") > 0 else None
         return f"{self.method}, augment {copies}" if copies else self.method
+
+    @property
+    def is_smaller(self) -> bool:
+        """Whether what was removed is physically gone, rather than zeros."""
+        return self.method == "cofi" or "removed" in self.result
 
     @property
     def metric(self) -> str:
@@ -63,8 +80,9 @@ class Run(NamedTuple):
         return number(self.result, *keys)
 
     def select(self, kind: str, phase: str | None = None) -> list[dict[str, Any]]:
-        """The records of a kind, and of a phase if one is named, in order of their step."""
-        chosen = [r for r in self.records if r.get("kind") == kind and phase in (None, r.get("phase"))]
+        """The records of a kind, and of a phase if one is named, in order of their step; "after" goes with "prune"."""
+        phases = ("prune", "after") if phase == "prune" else (phase,)
+        chosen = [r for r in self.records if r.get("kind") == kind and (phase is None or r.get("phase") in phases)]
         return sorted(chosen, key=lambda record: number(record, "step"))
 
     @property
@@ -175,10 +193,35 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Settings, other than the seed and places, in which runs of one mean differ: name to the values there are."""
     names = sorted(set().union(*(run.config for run in runs)) - _FREE)
     values = {
-        name: sorted({"not given" if (value := run.config.get(name)) is None else str(value) for run in runs})
+        name: sorted(
+            {
+                "not given" if (value := run.config.get(name)) is None else str(value)
+                for run in runs
+                if name not in _COUPLED or run.config.get("coupling") != "none"
+            }
+        )
         for name in names
     }
     return {name: found for name, found in values.items() if len(found) > 1}
+
+
+def _name_coupling(coupling: str, config: dict[str, Any]) -> str:
+    """How a run was coupled and with what; what is not as by default, in brackets."""
+    telling = [] if coupling == "none" else _TELLING + _OF_SURGERY * (coupling == "surgery")
+    found = [(name, config[name]) for name in telling if config.get(name, _DEFAULTS[name]) != _DEFAULTS[name]]
+    if config.get("init_from"):
+        found.append(("gates", "voted"))
+        rate = config.get("vote_rate", _DEFAULTS["vote_rate"])
+        found += [("vote_rate", rate)] * (rate != _DEFAULTS["vote_rate"])
+    shown = [
+        f"{name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else str(value).replace(',', '+')}"
+        for name, value in found
+    ]
+    brackets = f" ({', '.join(shown)})" if shown else ""
+    if coupling == "none":
+        return f"alone{brackets}"
+    others = " + ".join(part.split("=", 1)[0] for part in str(config.get("auxiliary", "?")).split(","))
+    return f"{coupling} with {others}{brackets}"
 
 
 def _sortable(value: float) -> float:

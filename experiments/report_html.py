@@ -11,6 +11,7 @@ from experiments import report_text as words
 from experiments.charts import Line, Mark, line_chart
 from experiments.mask_pictures import MaskStudy, heat_table, pictures
 from experiments.report_data import Run, number
+from experiments.structure_pictures import Structure, average, picture
 
 TERMS = ("embeddings", "hidden", "attention", "logits", "labels")
 
@@ -61,12 +62,13 @@ def paragraphs(texts: Iterable[str], style: str = "") -> str:
     return "".join(f'<p class="{style}">{escape(text)}</p>' for text in texts)
 
 
-def run_page(run: Run, masks: MaskStudy) -> str:
+def run_page(run: Run, masks: MaskStudy, structure: Structure | None = None) -> str:
     """The page of a run.
 
     Args:
       run: what `read_run` gives.
       masks: what `study` says of its masks.
+      structure: what `read_structure` gives.
     """
     counts = masks.counts if masks.sparsity else None
     per_matrix = run.result.get("per_matrix")
@@ -76,6 +78,7 @@ def run_page(run: Run, masks: MaskStudy) -> str:
         f"{_tiles(run)}{paragraphs([words.summary(run)], 'lead')}{paragraphs(words.notices(run), 'notice')}</header>\n"
         + section("Score" if run.method == "dense" else "Score and sparsity", _score_chart(run), _evaluations(run))
         + section("Loss terms", _loss_chart(run, run.phase))
+        + section("What is left", _left(run, structure))
         + section("What was removed where", _where(per_matrix or masks.sparsity) if run.method != "dense" else "")
         + section("Masks", pictures(masks.shown))
         + section("Size", _sizes(run) if run.method != "dense" else "")
@@ -99,6 +102,8 @@ def _tiles(run: Run) -> str:
             ),
         ]
     pruned_size = ("size, stored sparse", stored, f"{whole} stored dense")
+    if run.is_smaller:
+        pruned_size = ("size of what is left", stored, f"{whole} the whole model")
     tiles.append(("size", whole, "stored dense") if run.method == "dense" else pruned_size)
     rate = run.figure("examples_per_second")
     speed = f"{rate:,.0f} examples/s" if math.isfinite(rate) else f"{words.count(run.figure('steps'))} steps"
@@ -176,6 +181,23 @@ def _loss_chart(run: Run, phase: str) -> str:
     return line_chart(lines, title="Loss terms against step", y_label="loss, log scale", log=True)
 
 
+def _left(run: Run, structure: Structure | None) -> str:
+    if "removed" not in run.result:
+        return ""
+    drawn, rows = "", []
+    if structure is not None:
+        drawn = "<p>Filled is kept; every layer has its heads on the left and the width of its feed-forward part "
+        drawn += f"on the right.</p>{picture(average([structure]))}"
+        rows = [
+            (str(layer), f"{heads.sum()} of {heads.size}", ", ".join(map(str, heads.nonzero()[0])) or "none",
+             f"{units.sum():,} of {units.size:,}")
+            for layer, (heads, units) in enumerate(zip(structure.heads, structure.units, strict=True))
+        ]  # fmt: skip
+    numbers = details("As a table", table(("layer", "heads kept", "which", "units kept"), rows))
+    speed = words.measured_speed(run)
+    return drawn + numbers + paragraphs([speed] if speed else [])
+
+
 def _where(sparsity: dict[str, float]) -> str:
     if not sparsity:
         return ""
@@ -191,19 +213,27 @@ def _where(sparsity: dict[str, float]) -> str:
 
 def _sizes(run: Run) -> str:
     whole, stored = run.figure("bytes", "dense"), run.figure("bytes", "stored")
-    bars = ""
+    bars, smaller = "", run.is_smaller
+    labels = ("whole model", "what is left") if smaller else ("stored dense", "stored sparse")
     if whole > 0 and stored >= 0:
         bars = "".join(
             f'<li><span>{name}</span><span class="track">'
             f'<span class="fill {style}" style="width:{100 * share:.1f}%"></span></span>'
             f"<strong>{escape(words.size(value))}</strong></li>"
-            for name, value, style in (("stored dense", whole, "soft"), ("stored sparse", stored, "c1"))
+            for name, value, style in ((labels[0], whole, "soft"), (labels[1], stored, "c1"))
             for share in [min(value / max(whole, stored), 1)]
         )
-        bars = f'<ul class="bars">{bars}</ul><p class="note">Stored sparse: a bit mask and the kept values.</p>'
+        note = "Stored sparse: a bit mask and the kept values."
+        if smaller:
+            note = "What was removed is gone: smaller dense matrices, no zeros and no mask to apply."
+        bars = f'<ul class="bars">{bars}</ul><p class="note">{note}</p>'
+    never = "embeddings, norms, biases and head are never pruned"
+    if smaller:
+        never = "of embeddings, norms, biases and head, only what goes with removed dimensions, heads and units"
+        never += " and with words left out" if run.config.get("prune_vocabulary") else ""
     rows = [
         ("of the encoder's matrices", "encoder"),
-        ("of all parameters (embeddings, norms, biases and head are never pruned)", "all"),
+        (f"of all parameters ({never})", "all"),
         ("asked for", "asked"),
     ]
     figures = [(name, words.percent(run.figure("sparsity", key))) for name, key in rows]

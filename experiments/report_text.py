@@ -93,8 +93,8 @@ def headline(run: Run) -> str:
     """Task, method and sparsity in a line."""
     if run.method == "dense":
         return f"{run.task}, fine-tuned and not pruned"
-    sparsity = run.figure("sparsity", "encoder")
-    return f"{run.task} by {run.method}" + (f": {percent(sparsity)} removed" if math.isfinite(sparsity) else "")
+    sparsity, name = run.figure("sparsity", "encoder"), run.name if "coupling" in run.config else run.method
+    return f"{run.task} by {name}" + (f": {percent(sparsity)} removed" if math.isfinite(sparsity) else "")
 
 
 def summary(run: Run) -> str:
@@ -116,9 +116,8 @@ def summary(run: Run) -> str:
     text = "".join(parts) + "."
     stored, whole = run.figure("bytes", "stored"), run.figure("bytes", "dense")
     if stored > 0 and whole > 0:
-        text += (
-            f" Stored sparse, the model takes {size(stored)} instead of {size(whole)}, {whole / stored:.1f} times less."
-        )
+        how = "What is left" if run.is_smaller else "Stored sparse, the model"
+        text += f" {how} takes {size(stored)} instead of {size(whole)}, {whole / stored:.1f} times less."
     return text
 
 
@@ -148,8 +147,10 @@ def notices(run: Run) -> list[str]:
 
 
 def about_speed(run: Run, counts: Counts | None) -> list[str]:
-    """What the zeros do, and do not do, for speed."""
+    """What the zeros do, and do not do, for speed; nothing where there are none."""
     texts = []
+    if run.is_smaller:
+        return texts
     if run.method != "dense":
         texts.append(_of_pattern(run))
     if counts and counts.blocks:
@@ -162,7 +163,31 @@ def about_speed(run: Run, counts: Counts | None) -> list[str]:
     return texts
 
 
+def measured_speed(run: Run) -> str:
+    """How long the whole and the smaller model took; empty where that was not measured."""
+    dense, smaller, ratio = (run.figure("speed", name) for name in ("dense_seconds", "smaller_seconds", "ratio"))
+    if not (math.isfinite(dense) and math.isfinite(smaller) and math.isfinite(ratio)):
+        return ""
+    speed = run.result["speed"]
+    low, high = run.figure("speed", "ratio_low"), run.figure("speed", "ratio_high")
+    between = f" ({low:.2f} to {high:.2f} in single rounds)" if math.isfinite(low) and math.isfinite(high) else ""
+    device = f" ({speed['device']})" if speed.get("device") else ""
+    return (
+        f"Measured on the machine of this run{device}: a forward pass over a batch of "
+        f"{count(run.figure('speed', 'batch'))} rows of {count(run.figure('speed', 'length'))} tokens takes "
+        f"{1e3 * dense:.3g} ms with the whole model and {1e3 * smaller:.3g} ms with what is left, {ratio:.2f} times as "
+        f"fast{between}. Medians of rounds in turn, without compilation; other machines, batches and lengths give "
+        "other ratios."
+    )
+
+
 def _of_pattern(run: Run) -> str:
+    if run.is_smaller:
+        return (
+            f"What {run.method} removes is cut out: whole heads, units and hidden dimensions are gone, and the "
+            "matrices that are left are dense and smaller. How much faster that is depends on machine, batch and "
+            "length; the page of each run says what was measured on its machine."
+        )
     kind = "N:M" if re.fullmatch(r"\d+:\d+", run.pattern) else run.pattern.split("-")[0]
     return _SPEED.get(kind, _SPEED["structured"])
 
@@ -172,9 +197,15 @@ def below_table(runs: Sequence[Run]) -> list[str]:
     read_as = (
         "Scores are mean ± sample standard deviation (number of runs); seeds are how many, and in brackets which. "
         '"pruned" is the best point with the target sparsity reached, the delivered model; "last" the end of the run. '
-        "Sparsity is counted from zeros in the delivered weights: of the encoder's matrices, and of all parameters."
+        f"Sparsity is counted from {_counted(runs)}: of the encoder's matrices, and of all parameters."
     )
     return [read_as, *dict.fromkeys(_of_pattern(run) for run in runs if run.method != "dense")]
+
+
+def _counted(runs: Sequence[Run]) -> str:
+    kinds = {run.is_smaller for run in runs if run.method != "dense"}
+    zeros, gone = "zeros in the delivered weights", "the weights that are gone"
+    return f"{zeros}, and for cofi from {gone}" if len(kinds) > 1 else gone if True in kinds else zeros
 
 
 def name_setting(setting: Setting) -> str:

@@ -77,19 +77,28 @@ def card(result: dict[str, Any], prepared: Prepared, *, last: bool) -> str:
         "`classifier.weight` (transposed) plus `classifier.bias`, both in `model.safetensors`."
     )
     added = f" and {n:,} augmented" if (n := result["examples"]["augmented"]) else ""
+    sparse = f"{result['sparsity']['encoder']:.2%} of the encoder's\nmatrices are zeros (pattern {result['pattern']})"
+    stored = "stored dense / sparse"
     zeros = " Zeros alone do not make a dense matrix product faster." if result["target_step"] else ""
+    if "removed" in result:
+        gone = "matrices are cut out (heads, units, hidden dimensions)"
+        sparse = f"{result['sparsity']['encoder']:.2%} of the encoder's\n{gone}"
+        stored, zeros = "whole / smaller model", ""
+        stock = (
+            "`kp.load` reads this folder; no stock class does, since layers differ in their heads and units. The "
+            "weights are stored dense, at the size that is left."
+        )
     start = short_name(settings.model)
     return f"""# {result["task"]}: {start}, {result["method"]}
 
-Fine-tuned on {result["task"]} from `{start}`; {result["sparsity"]["encoder"]:.2%} of the encoder's
-matrices are zeros (pattern {result["pattern"]}), {result["sparsity"]["all"]:.2%} of all parameters.
+Fine-tuned on {result["task"]} from `{start}`; {sparse}, {result["sparsity"]["all"]:.2%} of all parameters.
 Weights of {chosen}.
 
 | figure | value |
 | --- | --- |
 {dense}{figures}
 | parameters kept | {result["parameters"]["kept"]:,} of {result["parameters"]["dense"]:,} |
-| bytes, stored dense / sparse | {result["bytes"]["dense"]:,} / {result["bytes"]["stored"]:,} |
+| bytes, {stored} | {result["bytes"]["dense"]:,} / {result["bytes"]["stored"]:,} |
 | training rows, steps, seed | {result["examples"]["train"]:,}{added}, {result["steps"]:,}, {result["seed"]} |
 
 ```python

@@ -51,6 +51,8 @@ class Settings:
     )
     updates: int = _flag("mask updates until then, a number >= 1", 100)
     epochs: float | None = _flag("passes over the training rows while pruning, > 0 [by task]", None)
+    steps: int | None = _flag("optimizer steps while pruning, >= 1 [from --epochs]", None)
+    teacher_steps: int | None = _flag("optimizer steps while fine-tuning the teacher, >= 1 [from its epochs]", None)
     learning_rate: float | None = _flag("highest learning rate while pruning, > 0 [by task]", None)
     schedule: str = _flag("of the learning rate", "linear", choices=("constant", "linear"))
     warmup: float = _flag("fraction of the steps with a rising learning rate, in [0, 1)", 0.0)
@@ -74,15 +76,20 @@ class Settings:
     gates: str = _flag(f"cofi: what may be removed, of {', '.join(GATES)}", ",".join(GATES))
     before: float = _flag("cofi: fraction of the run with all gates open, in [0, 1)", 0.05)
     after: float = _flag("cofi: fraction of the run in which the smaller model is fine-tuned, in [0, 1)", 0.3)
-    gate_learning_rate: float = _flag("cofi: of log alpha, > 0", 0.1)
+    gate_learning_rate: float | None = _flag(
+        "cofi: of log alpha, > 0 [60 / steps with gates, within 0.01 and 0.3]", None
+    )
     gate_start: float = _flag("cofi: probability that a gate is open at the start, in (0, 1)", 0.998)
-    dual_learning_rate: float = _flag("cofi: of the multipliers of the sparsity constraint, > 0", 1.0)
+    dual_learning_rate: float | None = _flag(
+        "cofi: of the multipliers of the sparsity constraint, > 0 [3000 / steps with gates; 0.01 for signed]", None
+    )
     penalty: str = _flag(
         "cofi: of the sparsity constraint: signed (CoFi's) or augmented (acts at once)",
         "augmented",
         choices=("signed", "augmented"),
     )
     stiffness: float = _flag("cofi: of the augmented penalty, > 0", 10.0)
+    prune_vocabulary: bool = _flag("cofi: deliver only the tokens that training or dev rows use", False)
     train_embeddings: bool = _flag("cofi: train the embeddings too", False)
     regression_target: str | None = _flag(
         "what a regression student learns: the task's scores or the teacher's [gold; teacher for logits and cofi]",
@@ -138,7 +145,7 @@ def resolve(settings: S) -> S:
     filled = {name: value for name, value in dataclasses.asdict(preset).items() if getattr(settings, name) is None}
     if settings.method is None:
         filled["method"] = "sparsebert,hard-labels" if micro else "sparsebert"
-    filled["task"] = Path(settings.train_file or "").name.split(".")[0] if own else settings.task
+    filled["task"] = own_name(settings.train_file or "") if own else settings.task
     try:
         pattern = parse_pattern(settings.pattern)
     except ValueError as error:
@@ -181,6 +188,8 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "dual_learning_rate": (math.ulp(0.0), 1e9, "a number > 0"),
     "stiffness": (math.ulp(0.0), 1e9, "a number > 0"),
     "temperature": (math.ulp(0.0), 1e9, "a number > 0"),
+    "steps": (1, math.inf, "a whole number >= 1"),
+    "teacher_steps": (1, math.inf, "a whole number >= 1"),
     "batch_size": (1, math.inf, "a whole number >= 1"),
     "max_length": (8, math.inf, "a whole number >= 8"),
     "limit_train": (1, math.inf, "a whole number >= 1"),
@@ -189,6 +198,13 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "evaluations": (1, math.inf, "a whole number >= 1"),
     "log_every": (1, math.inf, "a whole number >= 1"),
 }
+
+
+def own_name(file: str) -> str:
+    """What to call the task of an own file: its name, or, where that is train, its folder's."""
+    place = Path(file)
+    name = place.name.split(".")[0]
+    return place.absolute().parent.name if name.lower() in ("train", "training") else name
 
 
 def _check(settings: Settings) -> None:
@@ -243,8 +259,9 @@ def gate_names(text: str) -> tuple[str, ...]:
 def teacher_settings(settings: Settings) -> Settings:
     """The settings of a run's teacher: those of pruning at their defaults, so that they may change on --resume."""
     kept = (
-        "task data_dir source train_file dev_file text label model batch_size teacher_epochs teacher_learning_rate "
-        "schedule warmup weight_decay max_length limit_train seed dtype pooling evaluations log_every out resume"
+        "task data_dir source train_file dev_file text label model batch_size teacher_steps teacher_epochs "
+        "teacher_learning_rate schedule warmup weight_decay max_length limit_train seed dtype pooling evaluations "
+        "log_every out resume"
     ).split()
     return dataclasses.replace(Settings(), method="dense", **{name: getattr(settings, name) for name in kept})
 

@@ -32,6 +32,7 @@ from kaprune_jax._typing import Params
 from kaprune_jax.deploy.folder import save
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.deploy.shrink import materialize, matrix_masks
+from kaprune_jax.deploy.vocabulary import prune_vocabulary, used_ids
 from kaprune_jax.l0.finalize import finalize
 from kaprune_jax.l0.gates import sparsity_of, still_gates
 from kaprune_jax.l0.materialize import shrink
@@ -234,11 +235,15 @@ class _Smaller:
 
         def write(state: TrainState, place: Path) -> None:
             details = model_details("cofi", prepared, planned, teacher, int(state.step))
+            params, smaller, tokenizer = parts_of(state.params, self.target)["model"], self.shrunk.config, None
+            if prepared.settings.prune_vocabulary:
+                rows = (*prepared.train.data.input_ids, *prepared.dev.input_ids)
+                params, smaller, tokenizer = prune_vocabulary(params, smaller, prepared.tokenizer, used_ids(rows))
             save(
                 place,
-                parts_of(state.params, self.target)["model"],
-                self.shrunk.config,
-                tokenizer=prepared.tokenizer,
+                params,
+                smaller,
+                tokenizer=tokenizer or prepared.tokenizer,
                 masks=matrix_masks(self.shrunk.kept, config),
                 details=details | {"whole": whole, "kept_hidden": np.flatnonzero(self.shrunk.kept["hidden"]).tolist()},
             )

@@ -1,5 +1,162 @@
-x = 1
+"""A grid of coupled runs as independent, resumable run folders: `--study FILE`, and `--cell I/N` for one slice of it.
+
+FILE is JSON:
+
+    {"out": "runs/study", "base": {"task": "micro-rte", "auxiliary": "micro-nli"},
+     "grids": [{"limit_train": [100, 300], "sparsity": [0.8, 0.9], "coupling": ["none", "joint"], "seed": [0, 1, 2]}]}
+
+`base` has flags of this command, without dashes, for every cell; each grid is crossed out, and cells that two grids
+have in common are run once. Teachers are shared by the cells that have the same ones. Slices may run at the same time,
+on several machines with a common folder: cell k belongs to slice k modulo N.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from experiments.transfer_settings import TransferSettings, resolve
+from kaprune_jax._errors import InputError
+from kaprune_jax.deploy.weights import read_json
+
+_OURS = ("study", "cell", "out", "resume", "rank")
+_TEACHER = "task data_dir source train_file dev_file text label model limit_train seed dtype pooling max_length".split()
+_TEACHER += "batch_size teacher_steps teacher_epochs teacher_learning_rate schedule warmup weight_decay".split()
+_OTHER = (
+    "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_rows data_dir source model seed dtype".split()
+)
+_OTHER += "pooling max_length batch_size schedule warmup weight_decay".split()
+_HEAVY = ("ckpt", "ckpt-after", "model-last", "teacher/ckpt", "teacher/model-last", "augmented.jsonl.gz")
 
 
-def run_study(settings, should_stop):
-    raise SystemExit
+def read_cells(file: str) -> tuple[Path, list[dict[str, Any]]]:
+    """The study's folder and the flags of every cell, in order.
+
+    Raises:
+      InputError: no such file, or something in it that is no flag, or no list of values.
+    """
+    raw = read_json(Path(file))
+    unknown = set(raw) - {"out", "base", "grids"}
+    if unknown or not isinstance(raw.get("out"), str) or not isinstance(raw.get("grids"), list):
+        raise InputError(f"--study {file}: an object with out, base and grids is needed")
+    hints = get_type_hints(TransferSettings)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(TransferSettings)}
+    allowed = {name: kind for name, kind in fields.items() if name not in _OURS}
+    base, cells = raw.get("base", {}), []
+
+    def check(name: str, value: Any) -> Any:
+        if name not in allowed:
+            raise InputError(f"--study {file}: {name!r} is no flag of this command, or one that a cell cannot have")
+        kinds = tuple(kind for kind in (get_args(allowed[name]) or (allowed[name],)) if isinstance(kind, type))
+        value = float(value) if float in kinds and type(value) is int else value
+        if kinds and (not isinstance(value, kinds) or (bool not in kinds and isinstance(value, bool))):
+            raise InputError(f"--study {file}: {name}={value!r} is no {' or '.join(kind.__name__ for kind in kinds)}")
+        return value
+
+    if not isinstance(base, dict) or not all(isinstance(grid, dict) and grid for grid in raw["grids"]):
+        raise InputError(f"--study {file}: base and every grid must be objects")
+    for grid in raw["grids"]:
+        for name, values in grid.items():
+            if not isinstance(values, list) or not values:
+                raise InputError(f"--study {file}: {name}={values!r}; a list of values is needed in a grid")
+        for values in itertools.product(*grid.values()):
+            flags = {**base, **dict(zip(grid, values, strict=True))}
+            cell = {name: check(name, value) for name, value in flags.items()}
+            if cell not in cells:
+                cells.append(cell)
+    return Path(raw["out"]), cells
+
+
+def read_slice(text: str | None) -> tuple[int, int]:
+    """Reads "I/N", I from 1; the whole is 1/1.
+
+    Raises:
+      InputError: something else.
+    """
+    if text is None:
+        return 1, 1
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise InputError(f"--cell {text!r}: I/N with 1 <= I <= N is needed")
+    return int(number), int(count)
+
+
+def run_study(settings: TransferSettings, should_stop: Callable[[], bool]) -> None:
+    """Runs the cells of a slice that have no result yet, then writes the report of all that have one."""
+    from experiments.record import say
+    from experiments.report_study import write_study
+
+    assert settings.study is not None
+    out, cells = read_cells(settings.study)
+    number, count = read_slice(settings.cell)
+    varied = sorted({name for cell in cells for name in cell if len({str(other.get(name)) for other in cells}) > 1})
+    resolved = [_resolve(cell, varied, out, settings.study) for cell in cells]  # says what is wrong before it runs
+    mine = [cell for index, cell in enumerate(resolved) if index % count == number - 1]
+    _compile_once(out)
+    for index, cell in enumerate(mine, 1):
+        assert cell.out is not None
+        folder = Path(cell.out)
+        if (folder / "result.json").is_file():
+            continue
+        say(f"\ncell {index} of {len(mine)}: {folder.name}")
+        _run_cell(cell, folder, out, should_stop)
+        for name in _HEAVY:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for extra in folder.glob("first-*/ckpt*"):
+            shutil.rmtree(extra, ignore_errors=True)
+    say(f"report: {write_study(out, [Path(cell.out or '') for cell in resolved])}")
+
+
+def _resolve(cell: dict[str, Any], varied: list[str], out: Path, file: str) -> TransferSettings:
+    try:
+        settings = resolve(TransferSettings(**{"allow_weak_teacher": True, **cell}))
+    except InputError as error:
+        raise InputError(f"--study {file}: cell {json.dumps(cell)}: {error}") from None
+    if "," in settings.coupling:
+        raise InputError(f"--study {file}: coupling={settings.coupling!r}; one in each cell is needed")
+    name = "-".join(_short(cell[name]) for name in varied if name in cell)
+    return dataclasses.replace(settings, out=str(out / "cells" / f"{name}-{_digest(cell)}"), resume=True)
+
+
+def _run_cell(settings: TransferSettings, folder: Path, out: Path, should_stop: Callable[[], bool]) -> None:
+    from experiments.auxiliary import LENGTHS, get_auxiliaries, prepare_auxiliaries
+    from experiments.prepare import prepare
+    from experiments.report import write_report
+    from experiments.source import load_task
+    from experiments.transfer import check, run_coupling
+
+    prepared = prepare(settings, data=load_task(settings), **LENGTHS)
+    check(settings, prepared)
+    others, auxiliaries = [], []
+    if settings.coupling != "none":
+        others = prepare_auxiliaries(settings, prepared)
+        place = out / "teachers" / f"auxiliary-{_digest({name: getattr(settings, name) for name in _OTHER})}"
+        auxiliaries = get_auxiliaries(settings, others, place, should_stop)
+    teachers = out / "teachers" / f"target-{_digest({name: getattr(settings, name) for name in _TEACHER})}"
+    run_coupling(prepared, auxiliaries, others, folder, teachers, should_stop)
+    write_report(folder)
+
+
+def _compile_once(out: Path) -> None:
+    """Cells compile the same programs: kept in the study's folder."""
+    import jax
+
+    place = out / "compiled"
+    place.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", os.fspath(place.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _short(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return "".join(letter if letter.isalnum() or letter in "._+" else "_" for letter in text)[:24]
+
+
+def _digest(value: dict[str, Any]) -> str:
+    import hashlib
+
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

@@ -22,7 +22,7 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
         from experiments.study import run_study
 
         return run_study(settings, should_stop)
-    from experiments.auxiliary import get_auxiliaries, prepare_auxiliaries
+    from experiments.auxiliary import LENGTHS, get_auxiliaries, prepare_auxiliaries
     from experiments.coupled import plan_cofi
     from experiments.prepare import prepare
     from experiments.ranking import rank
@@ -30,7 +30,7 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
     from experiments.report import write_comparison, write_report
     from experiments.summary import summary
 
-    prepared = prepare(settings)
+    prepared = prepare(settings, **LENGTHS)
     others = prepare_auxiliaries(settings, prepared)
     check(settings, prepared)
     if settings.method == "cofi":
@@ -102,15 +102,22 @@ def run_coupling(
 ) -> dict[str, Any]:
     """One coupling, from the teacher to the result."""
     from experiments.joint import run_joint
+    from experiments.record import say
     from experiments.structured import run_structured
+    from experiments.voting import voted_parts
 
     settings = settings_of(prepared)
     coupled = [] if settings.coupling == "none" else auxiliaries
+    if coupled and settings.share == "nothing" and not settings.tie:
+        say("note: nothing is shared, so the target is trained as if it were alone")
+        coupled = []
     when = coupled_phases(settings) if coupled else ()
     beginning = Beginning(prepared, None)
-    if settings.coupling == "sequential":
+    if coupled and settings.coupling == "sequential":
         beginning = begin_sequential(prepared, coupled, others, folder, should_stop)
         coupled, when = ([*coupled], ("after",)) if "after" in when else ([], ())
+    if settings.init_from is not None and beginning.parts is None:
+        beginning = Beginning(beginning.prepared, voted_parts(settings, beginning.prepared))
     prepared = beginning.prepared
     teacher, dense = get_target_teacher(prepared, coupled, when, folder, out, should_stop)
     options: dict[str, Any] = dict(

@@ -10,7 +10,7 @@ from experiments.flags import parse as parse_flags
 from experiments.settings import Settings
 from experiments.settings import resolve as resolve_main
 from kaprune_jax._errors import InputError
-from kaprune_jax.transfer.sharing import SHARE
+from kaprune_jax.transfer.sharing import SHARE, Share
 
 COUPLINGS = ("none", "sequential", "joint", "surgery")
 PHASES = ("before", "prune", "after")
@@ -28,6 +28,7 @@ class TransferSettings(Settings):
         "auxiliary tasks, comma-separated: names as for --task, from the same folder or source, or NAME=FILE",
         "micro-nli",
     )
+    auxiliary_dir: str | None = flag("folder of auxiliary GLUE tasks [--data-dir]", None)
     auxiliary_text: str = flag("text column of auxiliary files, or two, separated by a comma", "sentence")
     auxiliary_label: str = flag("label column of auxiliary files", "label")
     auxiliary_rows: int | None = flag("use so many rows of each auxiliary task, drawn by the seed [all]", None)
@@ -40,7 +41,7 @@ class TransferSettings(Settings):
     surgery: str = flag("what surgery does to the auxiliary gradient", "pcgrad", choices=("pcgrad", "attittud"))
     surgery_on: str = flag("what surgery acts on", "both", choices=("weights", "gates", "both"))
     surgery_parts: int = flag("attittud: parts of the target batch whose gradients span its space, >= 1", 4)
-    share: str = flag("what is common to the tasks; with sparsebert gates are masks", "both", choices=SHARE)
+    share: Share = flag("what is common to the tasks; with sparsebert gates are masks", "both", choices=SHARE)
     share_depth: int | None = flag("share in the first so many layers only, >= 1 [all]", None)
     when: str = flag("phases in which tasks are coupled, of before, prune, after", "before,prune,after")
     auxiliary_weight: float = flag("of the auxiliary loss, >= 0", 1.0)
@@ -86,14 +87,11 @@ def resolve(settings: TransferSettings) -> TransferSettings:
     _several("coupling", settings.coupling, COUPLINGS)
     _several("when", settings.when, PHASES)
     names = auxiliary_names(settings)
-    own = settings.train_file is not None
     resolved = resolve_main(settings)
     if resolved.task in names:
         raise InputError(f"--auxiliary {settings.auxiliary}: {resolved.task} is the target; another task is needed")
-    if settings.train_file in (os.path.abspath(place) for place in _files(settings)) or (
-        own and settings.train_file in _files(settings)
-    ):
-        raise InputError(f"--auxiliary {settings.auxiliary}: that file is the target's")
+    if settings.train_file is not None and settings.train_file in _files(settings):
+        raise InputError(f"--auxiliary {settings.auxiliary}: {settings.train_file} is the target's own file")
     ranges = {
         "auxiliary_rows": (1, math.inf, "a whole number >= 1"),
         "surgery_parts": (1, math.inf, "a whole number >= 1"),

@@ -1,21 +1,39 @@
-"""Knowledge-aware pruning of pre-trained text encoders: masks, distillation, and the models they act on."""
+"""Knowledge-aware pruning of pre-trained text encoders: masks, gates, distillation, transfer, and the models."""
 
 from .deploy.folder import load as load
 from .deploy.folder import save as save
 from .deploy.model import Model as Model
 from .deploy.model import Prediction as Prediction
+from .deploy.shrink import Shrunk as Shrunk
+from .deploy.shrink import materialize as materialize
+from .deploy.vocabulary import prune_vocabulary as prune_vocabulary
+from .deploy.vocabulary import used_ids as used_ids
 from .distill.losses import attention_loss as attention_loss
 from .distill.losses import hidden_loss as hidden_loss
 from .distill.losses import kl_loss as kl_loss
 from .distill.losses import label_loss as label_loss
 from .distill.losses import soft_cross_entropy as soft_cross_entropy
 from .distill.matching import match_layers as match_layers
+from .distill.matching import nearest_layers as nearest_layers
 from .distill.objective import DistillConfig as DistillConfig
+from .distill.objective import cofi_loss as cofi_loss
 from .distill.objective import hard_labels_loss as hard_labels_loss
 from .distill.objective import init_projection as init_projection
 from .distill.objective import logits_loss as logits_loss
 from .distill.objective import objective as objective
 from .distill.objective import sparsebert_loss as sparsebert_loss
+from .l0.finalize import finalize as finalize
+from .l0.gates import expected_sparsity as expected_sparsity
+from .l0.gates import init_gates as init_gates
+from .l0.gates import keep_in_bounds as keep_in_bounds
+from .l0.gates import keep_probabilities as keep_probabilities
+from .l0.gates import sample_gates as sample_gates
+from .l0.gates import still_gates as still_gates
+from .l0.lagrangian import dual_ascent as dual_ascent
+from .l0.lagrangian import init_duals as init_duals
+from .l0.lagrangian import penalty as penalty
+from .l0.layout import Layout as Layout
+from .models.layout import bert_layout as bert_layout
 from .prune.magnitude import MagnitudePruningState as MagnitudePruningState
 from .prune.magnitude import magnitude_pruning as magnitude_pruning
 from .prune.masks import apply_masks as apply_masks
@@ -26,3 +44,9 @@ from .prune.schedules import PruningSchedule as PruningSchedule
 from .prune.schedules import cubic as cubic
 from .prune.schedules import linear as linear
 from .prune.schedules import one_shot as one_shot
+from .transfer.ranking import knn_score as knn_score
+from .transfer.ranking import leep as leep
+from .transfer.ranking import mask_overlap as mask_overlap
+from .transfer.surgery import attittud as attittud
+from .transfer.surgery import pcgrad as pcgrad
+from .transfer.voting import vote as vote

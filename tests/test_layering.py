@@ -11,12 +11,16 @@ ALLOWED = {
     "prune": BASE,
     "distill": BASE,
     "data": BASE - {"_tree"},
-    "models": BASE,
+    "l0": BASE,
+    "models": BASE | {"l0"},
     "train": BASE | {"prune", "distill"},
-    "deploy": BASE | {"models", "data"},
+    "transfer": BASE | {"prune", "l0", "distill", "train"},
+    "deploy": BASE | {"models", "data", "l0"},
 }
 FOREIGN = {
     "prune": {"flax", "orbax", "transformers", "safetensors"},
+    "l0": {"flax", "orbax", "transformers", "safetensors"},
+    "transfer": {"flax", "orbax", "transformers", "safetensors"},
     "distill": {"flax", "orbax", "transformers", "safetensors"},
     "train": {"flax", "transformers", "safetensors"},
     "data": {"flax", "orbax", "jax"},

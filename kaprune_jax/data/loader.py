@@ -55,8 +55,10 @@ def encode(rows: Rows, tokenizer: Any, *, max_length: int, pad: int = 0) -> Enco
     return Encoded(tuple(ids), tuple(types), rows.labels, len(long), max_length, pad)
 
 
-def choose_lengths(lengths: Sequence[int], count: int, *, spare: float = 0.1, limit: int = 0) -> tuple[int, ...]:
-    """Few sequence lengths, multiples of 8 and at most `limit`, that hold all rows with little padding.
+def choose_lengths(
+    lengths: Sequence[int], count: int, *, spare: float = 0.1, limit: int = 0, multiple: int = _MULTIPLE
+) -> tuple[int, ...]:
+    """Few sequence lengths, multiples of `multiple` and at most `limit`, that hold all rows with little padding.
 
     Each row is padded to the smallest length that holds it. For every number of lengths up to `count` the fewest
     padded tokens are found exactly, by dynamic programming; of these the fewest lengths are taken that need at most
@@ -66,7 +68,7 @@ def choose_lengths(lengths: Sequence[int], count: int, *, spare: float = 0.1, li
       >>> choose_lengths([5, 6, 7, 30, 31], 2)
       (8, 32)
     """
-    need = np.bincount(np.ceil(np.asarray(lengths) / _MULTIPLE).astype(int))
+    need = np.bincount(np.ceil(np.asarray(lengths) / multiple).astype(int))
     top = len(need) - 1
     below = np.cumsum(need)
     best = [[(0, ()) if size == 0 else (float("inf"), ()) for size in range(top + 1)]]
@@ -81,7 +83,7 @@ def choose_lengths(lengths: Sequence[int], count: int, *, spare: float = 0.1, li
             row.append(min(options, key=lambda option: option[0]))
         best.append(row)
     enough = next(row[top] for row in best if row[top][0] <= (1 + spare) * best[-1][top][0])
-    return tuple(min(int(size) * _MULTIPLE, limit or top * _MULTIPLE) for size in enough[1])
+    return tuple(min(int(size) * multiple, limit or top * multiple) for size in enough[1])
 
 
 class TrainBatches:
@@ -91,18 +93,19 @@ class TrainBatches:
     epoch has exactly rows // batch_size batches and leaves out less than one batch, others in every epoch.
     """
 
-    def __init__(self, data: Encoded, *, batch_size: int, seed: int, shapes: int = 4):
+    def __init__(self, data: Encoded, *, batch_size: int, seed: int, shapes: int = 4, multiple: int = _MULTIPLE):
         """Args:
         data: the rows.
         batch_size: rows per batch; smaller data sets are taken whole.
         seed: of the order.
         shapes: at most so many different lengths.
+        multiple: lengths are multiples of it; large ones are the same for many samples of one task.
         """
         self.data = data
         self.batch_size = min(batch_size, len(data.input_ids))
         self.seed = seed
         sizes = np.array([len(row) for row in data.input_ids])
-        self.lengths = choose_lengths(sizes.tolist(), shapes, limit=data.limit)
+        self.lengths = choose_lengths(sizes.tolist(), shapes, limit=data.limit, multiple=multiple)
         self._class = np.searchsorted(self.lengths, sizes)
         self.steps_per_epoch = len(sizes) // self.batch_size
         self._epoch: tuple[int, list[tuple[int, np.ndarray]]] = (-1, [])

@@ -13,9 +13,10 @@ Values = dict[str, np.ndarray]
 def finalize(gates: Gates, layout: Layout, sparsity: float) -> Values:
     """Closes gates in the order of their log α until the sparsity is at least the asked one.
 
-    All log α are moved by one common shift, which after training is small, such that the gates that are then open
-    without noise fit the budget; what is left of it is filled with the pieces, by their log α, that still fit. So the
-    sparsity is at least the asked one, and less above it than the cheapest piece that is closed.
+    Gates are opened from the highest log α down as long as they fit the budget; what is left of it is filled with the
+    pieces, by their log α, that still fit. So the sparsity is at least the asked one, and less above it than the
+    smallest piece (an FFN unit, for BERT). A gate that is opened although it is closed without noise, which after
+    training are few, gets the value at the edge.
 
     Args:
       gates: log α by family; families left out are open.
@@ -32,6 +33,8 @@ def finalize(gates: Gates, layout: Layout, sparsity: float) -> Values:
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity={sparsity!r}; a fraction in [0, 1) is needed")
     layout.check(gates)
+    if not gates:
+        raise ValueError("gates={}; at least one family is needed")
     budget = int(np.floor(layout.full_size * (1.0 - sparsity) + 1e-6))
     names = [gate.name for gate in layout.gates if gate.name in gates]
     flat = np.concatenate([np.asarray(gates[name], np.float64).reshape(-1) for name in names])
@@ -55,12 +58,18 @@ def finalize(gates: Gates, layout: Layout, sparsity: float) -> Values:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if count_size(open_gates(first(middle)), layout) <= budget else (low, middle - 1)
     chosen = first(low)
-    _fill(chosen, order[low:], budget, lambda: count_size(open_gates(chosen), layout))
+
+    def size() -> int:
+        return count_size(open_gates(chosen), layout)
+
+    _fill(chosen, order[low:], budget, size)
+    finest = max(names, key=lambda name: layout.gate(name).size)
+    of_finest = np.repeat(names, np.diff(ends, prepend=0)) == finest
+    _trade(chosen, order, of_finest, budget, size)
     values = _without_idle(open_gates(chosen), layout)
     if count_size(values, layout) == 0:
         raise ValueError(f"sparsity={sparsity}: nothing would be left; a smaller one is needed")
-    shift = _shift(flat[chosen])
-    still = {name: _still(np.asarray(gates[name], np.float64) + shift) for name in names}
+    still = {name: _still(np.asarray(gates[name], np.float64)) for name in names}
     return {name: np.where(values[name], still[name], 0.0).astype(np.float32) for name in names}
 
 
@@ -100,6 +109,41 @@ def _fill(chosen: np.ndarray, rest: np.ndarray, budget: int, size: Callable[[], 
                 chosen[place] = False
 
 
+def _trade(chosen: np.ndarray, order: np.ndarray, finest: np.ndarray, budget: int, size: Callable[[], int]) -> None:
+    """Where no piece fits any more but more than a fine one's size is left, opens a coarse piece for some fine ones.
+
+    Two rounds at most; the outcome stays only if it is nearer to the budget.
+    """
+    for _ in range(2):
+        before, left = chosen.copy(), budget - size()
+        coarse = order[~chosen[order] & ~finest[order]]
+        grows = (int(place) for place in coarse if _opened(chosen, int(place), size) > budget)
+        place = next(grows, None)
+        if left == 0 or place is None:
+            return
+        chosen[place] = True
+        fine = order[chosen[order] & finest[order]][::-1]
+        low, high = 0, len(fine)  # so many of the lowest fine pieces are closed
+        while low < high:
+            middle = (low + high) // 2
+            chosen[fine] = True
+            chosen[fine[:middle]] = False
+            low, high = (middle + 1, high) if size() > budget else (low, middle)
+        chosen[fine] = True
+        chosen[fine[:low]] = False
+        if not (size() <= budget and budget - size() < left):
+            chosen[:] = before
+            return
+
+
+def _opened(chosen: np.ndarray, place: int, size: Callable[[], int]) -> int:
+    """The size with one more gate open."""
+    chosen[place] = True
+    result = size()
+    chosen[place] = False
+    return result
+
+
 def _without_idle(values: Values, layout: Layout) -> Values:
     """Closes gates whose axis has nothing left in their layer: an attention without heads, heads without attention."""
     result = dict(values)
@@ -111,11 +155,7 @@ def _without_idle(values: Values, layout: Layout) -> Values:
     return result
 
 
-def _shift(log_alpha: np.ndarray) -> float:
-    """What must be added to every log α for the lowest of the open ones to be open without noise."""
-    lowest_open = np.log(-LEFT / RIGHT) + 0.1  # σ(x) (r - l) + l is 0.008 there
-    return float(max(0.0, lowest_open - log_alpha.min())) if len(log_alpha) else 0.0
-
-
 def _still(log_alpha: np.ndarray) -> np.ndarray:
-    return np.clip((RIGHT - LEFT) / (1.0 + np.exp(-log_alpha)) + LEFT, 0.0, 1.0)
+    """The gates without noise, those that would be closed at the edge of being open."""
+    at_least = np.maximum(log_alpha, np.log(-LEFT / RIGHT) + 0.1)
+    return np.clip((RIGHT - LEFT) / (1.0 + np.exp(-at_least)) + LEFT, 0.0, 1.0)

@@ -32,23 +32,23 @@ def init_gates(
     if not 0.0 < keep < 1.0:
         raise ValueError(f"keep={keep!r}; a probability in (0, 1) is needed")
     names = [gate.name for gate in layout.gates] if enabled is None else list(enabled)
-    return {name: jnp.full(layout.gate(name).shape, log_alpha_of(keep)) for name in names}
+    return {name: jnp.full(layout.gate(name).shape, log_alpha_of(keep), jnp.float32) for name in names}
 
 
 def sample_gates(key: Array, gates: Gates) -> dict[str, Float[Array, "..."]]:
     """Draws every gate from its hard concrete distribution; `gates` are log α."""
     keys = jax.random.split(key, max(len(gates), 1))
-    return {name: sample(keys[number], gates[name]) for number, name in enumerate(sorted(gates))}
+    return {name: sample(keys[number], jnp.asarray(gates[name])) for number, name in enumerate(sorted(gates))}
 
 
 def still_gates(gates: Gates) -> dict[str, Float[Array, "..."]]:
     """Every gate without noise, in [0, 1], as evaluation uses them."""
-    return {name: deterministic(value) for name, value in gates.items()}
+    return {name: deterministic(jnp.asarray(value)) for name, value in gates.items()}
 
 
 def keep_probabilities(gates: Gates) -> dict[str, Float[Array, "..."]]:
     """P(z ≠ 0) of every gate."""
-    return {name: keep_probability(value) for name, value in gates.items()}
+    return {name: keep_probability(jnp.asarray(value)) for name, value in gates.items()}
 
 
 def expected_sparsity(gates: Gates, layout: Layout) -> Float[Array, ""]:

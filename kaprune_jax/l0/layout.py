@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-Gates = Mapping[str, Float[Array, "..."]]
+Gates = Mapping[str, Float[Array | np.ndarray, "..."]]
 """Gates by name: log α, sampled values or probabilities. A name of the layout that is absent is a gate that is open."""
 
 
@@ -121,6 +122,7 @@ class Layout:
 
         Gates of different families, and those of one axis, are independent, so expectations multiply.
         """
+        self.check(values)
         total = jnp.float32(0.0)
         for product in self.products:
             there = [jnp.sum(self.scores(values, axis), axis=-1) for axis in product.axes]  # () or (layers,)

@@ -32,7 +32,7 @@ def shrink(params: Params, values: Mapping[str, Any], layout: Layout) -> Params:
     there = {axis.name: alive(gates, layout, axis.name) for axis in layout.axes}
 
     def of_layer(array: np.ndarray, layered: bool, layer: int | None) -> np.ndarray:
-        return array[layer] if layered and layer is not None else array
+        return np.asarray(array[layer]) if layered and layer is not None else array
 
     def cut(path: str, leaf: Any, rule: Cut, layer: int | None) -> np.ndarray | None:
         array = np.asarray(leaf)

@@ -75,7 +75,7 @@ class Encoder(nnx.Module):
 
 def _layer_gates(gates: Gates | None, index: int) -> LayerGates:
     """What concerns one layer: its row of each family, and the hidden dimensions' gates whole."""
-    rows = {name: value if name == "hidden" else value[index] for name, value in (gates or {}).items()}
+    rows = {name: jnp.asarray(value if name == "hidden" else value[index]) for name, value in (gates or {}).items()}
     return LayerGates(**rows)
 
 
@@ -105,7 +105,8 @@ class Bert(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> BertOutput:
         attend = attention_mask.astype(bool)
-        embedded = self.embeddings(input_ids, token_type_ids, hidden=(gates or {}).get("hidden"), rngs=rngs)
+        hidden_gate = _layer_gates(gates, 0).hidden
+        embedded = self.embeddings(input_ids, token_type_ids, hidden=hidden_gate, rngs=rngs)
         hidden, scores = self.encoder(embedded, attend, gates=gates, rngs=rngs)
         logits = None
         if self.config.head == "masked-lm":

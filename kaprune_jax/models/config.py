@@ -171,7 +171,7 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
             attention_head_size=section.get("head_size"),
             pooler_size=section.get("pooler"),
         )
-        return config.replace(layers=_read_layers(section["layers"], config)) if "head_size" in section else config
+        return config.replace(layers=_read_layers(section.get("layers"), config)) if "head_size" in section else config
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 

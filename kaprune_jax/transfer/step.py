@@ -4,7 +4,7 @@ L = L_target + λ(t) L_auxiliary + constraint (Dery, Grangier and Hannun, 2023, 
 loss that of distillation from its own teacher, and the constraint that of `kaprune_jax.l0.lagrangian`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -76,7 +76,8 @@ class Coupling(NamedTuple):
       steps: over which it rises or falls.
       surgery: what is done to the auxiliary gradient before it is added.
       filtered: what surgery acts on, of what is shared: "weights", "gates" or "both".
-      parts: the target batch is cut into so many, whose gradients span the space that "attittud" looks at.
+      parts: the target batch is cut into so many, whose gradients span the space that "attittud" looks at; their mean
+        is the target's gradient, in which the parts, not their tokens, then weigh alike.
       tie: μ ‖log α_target - log α_auxiliary‖² / gates, where tasks have gates of their own; >= 0.
     """
 
@@ -111,7 +112,8 @@ def make_coupled_step(
     Args:
       tasks: by name.
       target: the name of the task that counts.
-      tx: the optimizer over the store; `magnitude_pruning` last in its chain for masks instead of gates.
+      tx: the optimizer over the store; for masks instead of gates `magnitude_pruning` last in its chain, with a
+        `prunable` that fits a store's paths, ".*encoder/.*/kernel".
       constraint: of the gates; None without gates.
       coupling: of the auxiliary tasks.
     """
@@ -154,13 +156,13 @@ def make_coupled_step(
             (other, _), other_grads = value_and_grad(state.params, name, batches[name], aimed[name])
             other_grads = _operate(coupling, grads, other_grads, basis)
             grads = jax.tree.map(lambda mine, theirs: mine + strength * theirs, grads, other_grads)
-            terms = terms | {"auxiliary": other}
+            terms = terms | {"auxiliary": terms.get("auxiliary", 0.0) + other / len(auxiliary)}
             loss = loss + strength * other
         asked = delivered = jnp.float32(0.0)
         expected = None
         if constraint is not None:
             (bound, expected), bound_grads = jax.value_and_grad(_constrain, has_aux=True)(
-                state.params, target, constraint, coupling, state.step
+                state.params, lead, auxiliary, constraint, coupling, state.step
             )
             grads = jax.tree.map(jnp.add, grads, bound_grads)
             terms = terms | {"constraint": bound}
@@ -203,6 +205,10 @@ def _alive_layers(values: Gates, layout: Layout) -> Array:
 
 
 def _pieces(leaf: Array, count: int) -> Array:
+    if leaf.shape[0] % count:
+        raise ValueError(
+            f"parts={count}: a batch of {leaf.shape[0]} target rows cannot be cut into so many equal parts"
+        )
     return leaf.reshape((count, leaf.shape[0] // count, *leaf.shape[1:]))
 
 
@@ -223,17 +229,18 @@ def _operate(coupling: Coupling, grads: Params, others: Params, basis: Params | 
     return {"shared": shared, "own": others["own"]}
 
 
-def _constrain(params: Params, target: str, constraint: Constraint, coupling: Coupling, step: Array):
-    """The penalty of every set of gates there is, the tie between them, and the target's expected sparsity."""
+def _constrain(
+    params: Params, lead: str, auxiliary: Sequence[str], constraint: Constraint, coupling: Coupling, step: Array
+):
+    """The penalty of every set of gates that is trained, the tie between them, and the lead's expected sparsity."""
     asked, begun = constraint.asked(step), step >= constraint.begin
-    total, mine = jnp.float32(0.0), parts_of(params, target)["gates"]
-    for name in params["own"]:
-        if name != target and not has_own_gates(params, name):
-            continue
+    mine = parts_of(params, lead)["gates"]
+    total = jnp.float32(0.0)
+    for name in (lead, *(name for name in auxiliary if has_own_gates(params, name))):
         parts = parts_of(params, name)
         expected = expected_sparsity(parts["gates"], constraint.layout)
         total = total + penalty(parts["duals"], expected, asked, kind=constraint.kind, stiffness=constraint.stiffness)
-        if name != target and coupling.tie:
+        if name != lead and coupling.tie:
             gaps = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), mine, parts["gates"])
             count = sum(leaf.size for leaf in jax.tree.leaves(mine))
             total = total + coupling.tie * sum(jax.tree.leaves(gaps)) / count

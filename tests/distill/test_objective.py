@@ -1,3 +1,4 @@
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 import kaprune_jax as kp
+from kaprune_jax.distill.objective import cofi_loss
 
 MASK = jnp.array([[1, 1, 1, 0], [1, 1, 0, 0]])
 IDS = jnp.array([0, 2], jnp.int32)
@@ -113,4 +115,128 @@ def test_a_regression_learns_the_gold_score_or_the_teachers():
 )
 def test_bad_settings_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
+        kp.DistillConfig(**bad)
+
+
+def softmax(x):
+    shifted = np.exp(x - x.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def kl(student, teacher, temperature):
+    one, two = softmax(np.asarray(teacher) / temperature), softmax(np.asarray(student) / temperature)
+    return temperature**2 * (one * np.log(one / two)).sum(-1).mean()
+
+
+def errors(student, teacher, projection, layers):
+    """Mean squared errors over real tokens, [teacher layers, student layers]."""
+    real = np.asarray(MASK, bool)
+    kernel, bias = (np.asarray(projection[name], np.float64) for name in ("kernel", "bias"))
+    projected = [np.asarray(state, np.float64)[real] @ kernel + bias for state in student.hidden_states[1:]]
+    targets = [np.asarray(teacher.hidden_states[layer], np.float64)[real] for layer in layers]
+    return np.array([[np.square(state - target).mean() for state in projected] for target in targets])
+
+
+def nearest_case():
+    student, teacher = outputs(0, layers=4, width=4), outputs(1, layers=6, width=6, heads=3)
+    projection = kp.init_projection(4, 6, jax.random.key(3))
+    projection["bias"] = projection["bias"] + 0.3
+    return student, teacher, projection
+
+
+@pytest.mark.parametrize("layer_map", ["nearest", "nearest-ordered"])
+@pytest.mark.parametrize("alive", [(1, 1, 1, 1), (0, 1, 0, 1), (1, 0, 1, 0), (0, 0, 1, 0), (0, 0, 0, 0), None])
+def test_nearest_layers_through_a_projection(layer_map, alive):
+    student, teacher, projection = nearest_case()
+    far = errors(student, teacher, projection, (2, 3, 5, 6))  # the quarters of 6 layers
+    there = np.flatnonzero((1, 1, 1, 1) if alive is None else alive)
+    maps = [
+        choice
+        for choice in itertools.product(there.tolist(), repeat=4)
+        if layer_map == "nearest" or list(choice) == sorted(choice)
+    ]
+    hidden = min((sum(far[row, layer] for row, layer in enumerate(choice)) for choice in maps), default=0.0)
+    config = kp.DistillConfig(
+        embeddings=0.0, hidden=0.9, attention=0.0, logits=0.1, temperature=2.0, layer_map=layer_map,
+        divergence="kl", projection=True,
+    )  # fmt: skip
+    total, terms = kp.objective(
+        config, student, teacher, mask=MASK, labels=IDS, projection=projection,
+        alive=None if alive is None else jnp.asarray(alive, bool),
+    )  # fmt: skip
+    np.testing.assert_allclose(terms["hidden"], hidden, rtol=1e-5)
+    np.testing.assert_allclose(terms["logits"], kl(student.logits, teacher.logits, 2.0), rtol=1e-5)
+    np.testing.assert_allclose(total, 0.9 * hidden + 0.1 * terms["logits"], rtol=1e-5)
+
+
+def test_the_presets_of_cofi():
+    student, teacher, projection = nearest_case()
+    total, terms = kp.objective(cofi_loss(), student, teacher, mask=MASK, labels=IDS, projection=projection)
+    assert sorted(terms) == ["hidden", "logits"]
+    assert cofi_loss().layer_map == "nearest-ordered"
+    np.testing.assert_allclose(total, 0.9 * terms["hidden"] + 0.1 * terms["logits"], rtol=1e-6)
+    np.testing.assert_allclose(terms["logits"], kl(student.logits, teacher.logits, 2.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_divergences_differ_by_entropy_and_their_gradients_by_the_temperature(temperature):
+    student, teacher = outputs(0), outputs(1)
+
+    def loss(logits, divergence):
+        config = kp.DistillConfig(
+            embeddings=0.0, hidden=0.0, attention=0.0, temperature=temperature, divergence=divergence
+        )
+        return kp.objective(config, student._replace(logits=logits), teacher, mask=MASK, labels=IDS)[0]
+
+    np.testing.assert_allclose(loss(student.logits, "kl"), kl(student.logits, teacher.logits, temperature), rtol=1e-5)
+    one, two = (jax.grad(loss)(student.logits, name) for name in ("kl", "cross-entropy"))
+    np.testing.assert_allclose(one, temperature**2 * two, rtol=1e-4, atol=1e-7)
+
+
+def test_only_chosen_layers_get_a_gradient_and_the_choice_itself_none():
+    student, teacher, projection = nearest_case()
+    config = kp.DistillConfig(embeddings=0.0, attention=0.0, logits=0.0, layer_map="nearest", projection=True)
+    far = errors(student, teacher, projection, (2, 3, 5, 6))
+    alive = np.array([True, False, True, True])
+    chosen = np.where(alive, far, np.inf).argmin(1)
+
+    def loss(states, projection):
+        changed = student._replace(hidden_states=(student.hidden_states[0], *states))
+        return kp.objective(
+            config, changed, teacher, mask=MASK, labels=IDS, projection=projection, alive=jnp.asarray(alive)
+        )[0]
+
+    def fixed(states, projection):
+        total = 0.0
+        for layer, place in zip((2, 3, 5, 6), chosen.tolist(), strict=True):
+            projected = states[place] @ projection["kernel"] + projection["bias"][None, None]
+            total += kp.hidden_loss(projected, teacher.hidden_states[layer], MASK)
+        return total
+
+    states = student.hidden_states[1:]
+    one, two = (jax.grad(f, argnums=(0, 1))(states, projection) for f in (loss, fixed))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    for place, gradient in enumerate(one[0]):
+        assert bool(np.any(gradient)) == (place in chosen)
+    assert len(set(chosen.tolist())) < 3  # some living layer is not chosen
+
+
+def test_without_a_surviving_layer_there_is_no_gradient():
+    student, teacher, projection = nearest_case()
+    config = kp.DistillConfig(embeddings=0.0, attention=0.0, logits=0.0, layer_map="nearest-ordered", projection=True)
+
+    def loss(projection):
+        return kp.objective(
+            config, student, teacher, mask=MASK, projection=projection, alive=jnp.zeros(4, bool)
+        )[0]  # fmt: skip
+
+    value, gradient = jax.value_and_grad(loss)(projection)
+    assert value == 0.0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("bad", [dict(divergence="js"), dict(layer_map="nearest")])
+def test_settings_of_the_nearest_map_are_checked(bad):
+    with pytest.raises(ValueError, match="allowed: cross-entropy, kl|attention=1.0 must be 0"):
         kp.DistillConfig(**bad)

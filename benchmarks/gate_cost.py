@@ -1,0 +1,95 @@
+"""What gates add to a training step: the same step and loss (CoFi's) with every gate, and without any.
+
+    python benchmarks/gate_cost.py --shape minilm
+
+Both are timed in turn in one process; medians, and the ratio of each round. Embeddings are not trained in either.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+
+import jax
+import numpy as np
+import optax
+
+import experiments  # noqa: F401 (keeps freed memory, as training runs do)
+import kaprune_jax as kp
+from experiments.coupled import gated_optimizer
+from experiments.settings import Settings
+from kaprune_jax.models.bert import init_params, make_apply
+from kaprune_jax.models.config import BertConfig
+from kaprune_jax.train.step import init_state
+from kaprune_jax.transfer.sharing import make_store
+from kaprune_jax.transfer.step import Constraint, Task, make_coupled_step
+from shapes import LEARNING_RATE, SHAPES, make_batch
+
+
+def build(shape: str, batch: int, length: int):
+    """Two functions that take one step each and return its seconds, without and with gates; and their traces."""
+    sizes = SHAPES[shape]
+    config = BertConfig(
+        sizes.vocab, sizes.hidden, sizes.layers, sizes.heads, sizes.ffn, head="classification", labels=("no", "yes")
+    )
+    apply, layout = make_apply(config), kp.bert_layout(config)
+    teacher = {"task": init_params(config, jax.random.key(1))}
+    data = {"task": make_batch(batch, length, sizes.vocab, 0) | {"labels": np.zeros(batch, np.int32)}}
+    settings = dataclasses.replace(Settings(), gate_learning_rate=0.1, dual_learning_rate=1.0)
+    tx = optax.with_extra_args_support(gated_optimizer(settings, lambda count: LEARNING_RATE))
+    traces = {"without gates": 0, "with gates": 0}
+
+    def stepper(name: str, constraint: Constraint | None):
+        parts = {
+            "model": init_params(config, jax.random.key(0)),
+            "gates": kp.init_gates(layout),
+            "duals": kp.init_duals(),
+            "projection": kp.init_projection(sizes.hidden, sizes.hidden, jax.random.key(3)),
+        }
+        state = init_state(make_store({"task": parts}, share="nothing", target="task"), tx, jax.random.key(2))
+        task = Task(apply, kp.cofi_loss(), apply)
+        inner = make_coupled_step({"task": task}, "task", tx, constraint=constraint)
+
+        def counted(*arguments):
+            traces[name] += 1
+            return inner(*arguments)
+
+        step = jax.jit(counted, donate_argnums=0)
+
+        def take() -> float:
+            nonlocal state
+            start = time.perf_counter()
+            state, _ = step(state, teacher, data)
+            jax.block_until_ready(state)
+            return time.perf_counter() - start
+
+        return take
+
+    constraint = Constraint(layout, 0.95, 0, 40)  # rises in every step: nothing may be compiled again
+    return stepper("without gates", None), stepper("with gates", constraint), traces
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="minilm", help="encoder sizes")
+    parser.add_argument("--batch", type=int, default=32, help="rows per step")
+    parser.add_argument("--length", type=int, default=80, help="tokens per row")
+    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each kind")
+    arguments = parser.parse_args()
+    without, gated, traces = build(arguments.shape, arguments.batch, arguments.length)
+    for _ in range(2):
+        without(), gated()
+    times = [(without(), gated()) for _ in range(arguments.rounds)]
+    ratios = sorted(one / other for other, one in times)
+    print(f"{arguments.shape}  batch {arguments.batch}  length {arguments.length}  jax {jax.__version__}")
+    for name, values in zip(traces, zip(*times, strict=True), strict=True):
+        print(f"{name:14s} {statistics.median(values):.3f} s  ({min(values):.3f} to {max(values):.3f})")
+    print(f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+    print(f"compilations: {', '.join(f'{name} {count}' for name, count in traces.items())}")
+
+
+if __name__ == "__main__":
+    main()

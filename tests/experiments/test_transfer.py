@@ -1,0 +1,213 @@
+"""Coupled pruning from flags to files, on an encoder that is small enough for a test."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import kaprune_jax as kp
+from experiments import transfer
+from experiments.coupled import CoupledBatches
+from kaprune_jax.models.bert import init_params
+
+QUICK = ["--steps", "20", "--teacher-steps", "4", "--batch-size", "8", "--evaluations", "1", "--log-every", "10"]
+QUICK += ["--learning-rate", "3e-3", "--allow-weak-teacher", "--sparsity", "0.7"]
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Rows of a related task, in a file of other columns."""
+    words = {"yes": ("nice", "fine", "happy"), "no": ("poor", "sad", "ugly")}
+    rows = [
+        f"a {word} {thing} .\t{label}" for label in words for word in words[label] for thing in ("day", "cat", "hat")
+    ]
+    file = tmp_path / "other.tsv"
+    file.write_text("text\tkind\n" + "\n".join(rows) + "\n", "utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def teachers(tiny, tmp_path_factory):
+    """Models with a head for the target and for the auxiliary task, as good as untrained."""
+    folders = []
+    for number in range(2):
+        config = kp.load(tiny).config.replace(head="classification", labels=("no", "yes"))
+        folders.append(tmp_path_factory.mktemp("teachers") / f"teacher{number}")
+        tokenizer = kp.load(tiny).tokenizer
+        kp.save(folders[-1], init_params(config, jax.random.key(number)), config, tokenizer=tokenizer)
+    return folders
+
+
+@pytest.fixture
+def run(tiny, files, other, teachers, tmp_path):
+    """Runs the command with given teachers; gives the exit code."""
+    flags = ["--model", str(tiny), *files, *QUICK, "--auxiliary", f"other={other}", "--auxiliary-text", "text"]
+    flags += ["--auxiliary-label", "kind", "--teacher", str(teachers[0]), "--auxiliary-teacher", str(teachers[1])]
+    return lambda *more, out="run": transfer.main([*flags, "--out", str(tmp_path / out), *more])
+
+
+def weights(folder):
+    return load_file(folder / "model-last" / "model.safetensors")
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_couplings_side_by_side(run, tmp_path, capsys):
+    assert run("--coupling", "none,joint,surgery,sequential") == 0
+    out = tmp_path / "run"
+    for coupling in ("none", "joint", "surgery", "sequential"):
+        result = json.loads((out / coupling / "result.json").read_text("utf-8"))
+        assert result["sparsity"]["encoder"] >= 0.7
+        assert result["steps"] == 20
+        assert json.loads((out / coupling / "config.json").read_text("utf-8"))["coupling"] == coupling
+    assert (out / "report.html").is_file()
+    assert not same(weights(out / "none"), weights(out / "joint"))
+    assert "coupling surgery" in capsys.readouterr().out
+    records = [json.loads(line) for line in (out / "joint" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert "auxiliary" in records[0]["terms"]
+
+
+def test_sharing_nothing_is_the_run_without_coupling(run, tmp_path):
+    """Nothing shared, or no weight: the target is trained as if it were alone, to the same bits."""
+    assert run("--coupling", "none", out="alone") == 0
+    assert run("--coupling", "joint", "--share", "nothing", out="nothing") == 0
+    first, second = weights(tmp_path / "alone"), weights(tmp_path / "nothing")
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--share", "weights", "--tie", "0.1"],
+        ["--share", "gates", "--auxiliary-schedule", "fade-out"],
+        ["--share", "both", "--share-depth", "1", "--when", "prune"],
+        ["--coupling", "surgery", "--surgery", "attittud", "--surgery-on", "gates"],
+        ["--coupling", "sequential", "--share", "gates", "--when", "prune"],
+        ["--coupling", "sequential", "--share", "weights", "--when", "before"],
+        ["--method", "sparsebert"],
+        ["--method", "sparsebert", "--share", "gates"],
+        ["--method", "sparsebert", "--coupling", "sequential", "--when", "prune"],
+    ],
+    ids=" ".join,
+)
+def test_every_axis_delivers_what_is_asked(run, tmp_path, flags):
+    assert run("--coupling", "joint", *flags) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    assert result["sparsity"]["encoder"] >= 0.69
+    assert kp.load(tmp_path / "run").predict(["the film was good ."])[0].label in ("yes", "no")
+
+
+def test_earlier_runs_vote_on_the_first_gates(run, tmp_path, capsys):
+    assert run("--coupling", "none", out="first") == 0
+    assert run("--coupling", "none", "--init-from", str(tmp_path / "first"), "--vote-rate", "1", out="second") == 0
+    assert run("--coupling", "none", "--init-from", str(tmp_path / "first" / "teacher"), out="third") == 2
+    assert "teacher" in capsys.readouterr().err
+
+
+def test_candidates_are_ranked_with_none_among_them(run, tmp_path, capsys):
+    assert run("--rank", out="rank") == 0
+    found = json.loads((tmp_path / "rank" / "rank.json").read_text("utf-8"))["candidates"]
+    assert {row["candidate"] for row in found} == {"none", "other"}
+    row = next(row for row in found if row["candidate"] == "other")
+    assert row["leep"] < 0
+    assert 0 <= row["overlap"] <= 1
+    assert "kNN" in capsys.readouterr().out
+
+
+def test_a_study_runs_its_cells_once_and_in_slices(run, files, other, teachers, tiny, tmp_path, capsys):
+    base = {"train_file": files[1], "dev_file": files[3], "model": str(tiny), "auxiliary": f"other={other}"}
+    base |= {"auxiliary_text": "text", "auxiliary_label": "kind", "steps": 20, "teacher_steps": 4, "batch_size": 8}
+    base |= {"teacher": str(teachers[0]), "auxiliary_teacher": str(teachers[1]), "evaluations": 1, "sparsity": 0.7}
+    grid = {"coupling": ["none", "joint"], "seed": [0, 1]}
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps({"out": str(tmp_path / "study"), "base": base, "grids": [grid, grid]}), "utf-8")
+    assert transfer.main(["--study", str(file), "--cell", "1/2"]) == 0
+    cells = tmp_path / "study" / "cells"
+    assert len(list(cells.iterdir())) == 2
+    assert transfer.main(["--study", str(file)]) == 0
+    assert len(list(cells.glob("*/result.json"))) == 4
+    assert not list(cells.glob("*/ckpt"))
+    assert (tmp_path / "study" / "study.html").is_file()
+    assert "joint" in (tmp_path / "study" / "study.md").read_text("utf-8")
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")}
+    assert transfer.main(["--study", str(file)]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")}
+
+
+def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
+    from experiments.coupled import Auxiliary
+
+    class Train:
+        batch_size = 4
+
+        def __getitem__(self, step):
+            return {"step": step}
+
+    pair = [Auxiliary(name, None, None, Train(), share) for name, share in (("a", 0.75), ("b", 0.25))]  # type: ignore
+    batches = CoupledBatches("target", Train(), pair, lambda step: step >= 10, seed=3)  # type: ignore
+    drawn = [sorted(batches[step]) for step in range(410)]
+    assert all(names == ["target"] for names in drawn[:10])
+    assert drawn == [sorted(batches[step]) for step in range(410)]
+    share = sum("a" in names for names in drawn) / 400
+    assert 0.65 < share < 0.85
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--coupling", "some"], ["--coupling 'some'", "none, sequential, joint, surgery"]),
+        (["--when", "prune,prune"], ["--when 'prune,prune'", "each once"]),
+        (["--share", "all"], ["--share", "all", "nothing"]),
+        (["--share-depth", "3"], ["--share-depth 3", "2 layers"]),
+        (["--method", "logits"], ["--method logits", "cofi, sparsebert"]),
+        (["--auxiliary", "micro-nli,micro-nli"], ["--auxiliary", "each once"]),
+        (["--auxiliary-teacher", "a,b"], ["--auxiliary-teacher a,b", "one for each"]),
+        (["--coupling", "surgery", "--surgery", "attittud", "--surgery-parts", "3"], ["--surgery-parts 3", "8"]),
+        (["--auxiliary-rows", "0"], ["--auxiliary-rows 0", ">= 1"]),
+        (["--auxiliary-rows", "4"], ["fewer than a batch of 8"]),
+        (["--tie", "-1"], ["--tie -1", ">= 0"]),
+        (["--init-from", "nowhere/at/all"], ["nowhere/at/all"]),
+        (["--cell", "3/2", "--study", "no.json"], ["no.json"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("--") else None,
+)
+def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, capsys, flags, words):
+    assert run(*flags) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    for word in words:
+        assert word in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_target_cannot_be_its_own_help(run, files, tmp_path, capsys):
+    assert run("--auxiliary", f"again={files[1]}") == 2
+    assert "target's own file" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("study", "words"),
+    [
+        ({"out": "x", "grids": [{"colour": ["red"]}]}, ["'colour'", "no flag"]),
+        ({"out": "x", "grids": [{"seed": 3}]}, ["seed=3", "list"]),
+        ({"out": "x", "grids": [{"seed": ["three"]}]}, ["seed='three'", "int"]),
+        ({"out": "x", "grids": [{"sparsity": [1.5]}]}, ["--sparsity 1.5", "cell"]),
+        ({"grids": [{"seed": [1]}]}, ["out, base and grids"]),
+    ],
+    ids=str,
+)
+def test_a_bad_study_is_refused_before_anything_runs(tmp_path, capsys, study, words):
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps(study), "utf-8")
+    assert transfer.main(["--study", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for word in words:
+        assert word in said
