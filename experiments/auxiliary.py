@@ -35,7 +35,7 @@ def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Pr
         own = _settings_of(settings, name, file)
         data = _load_file(settings, name, file) if file else load_task(own)
         if settings.auxiliary_rows is not None:
-            data = limit_train(data, settings.auxiliary_rows, seed=settings.seed)
+            data = limit_train(data, settings.auxiliary_rows, seed=own.seed)
         if data.fingerprint == target.data.fingerprint:
             raise InputError(f"--auxiliary {part}: has the same rows as the target")
         if settings.auxiliary_teacher is not None:
@@ -70,10 +70,11 @@ def _fine_tune(prepared: Prepared, folder: Path, should_stop: Callable[[], bool]
 def _settings_of(settings: TransferSettings, name: str, file: str) -> Settings:
     """The main job's settings for an auxiliary task, its own presets where the target's flags say nothing."""
     shared = (
-        "data_dir source model batch_size schedule warmup weight_decay seed dtype pooling evaluations log_every "
+        "data_dir source model batch_size schedule warmup weight_decay dtype pooling evaluations log_every "
         "allow_weak_teacher"
     ).split()
-    own = {field: getattr(settings, field) for field in shared} | {"resume": settings.resume, "out": settings.out}
+    own = {field: getattr(settings, field) for field in shared}
+    own |= {"resume": settings.resume, "out": settings.out, "seed": settings.auxiliary_seed}
     if file:
         own |= {"train_file": file, "dev_file": file, "data_dir": None, "source": "folder"}
     else:
@@ -87,7 +88,7 @@ def _load_file(settings: TransferSettings, name: str, file: str) -> TaskData:
     """An own file, a tenth of whose rows, drawn by the seed, tell how good its teacher is."""
     columns = settings.auxiliary_text.split(",")
     data = load_files(file, file, text=columns, label=settings.auxiliary_label, name=name)
-    order = np.random.default_rng([settings.seed, 11]).permutation(len(data.train.texts))
+    order = np.random.default_rng([settings.auxiliary_seed or 0, 11]).permutation(len(data.train.texts))
     held = min(1000, len(order) // 10)
     if held < 1:
         raise InputError(f"--auxiliary {name}={file}: {len(order)} rows; at least 10 are needed")

@@ -24,12 +24,14 @@ from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.weights import read_json
 
 _OURS = ("study", "cell", "out", "resume", "rank")
-_TEACHER = "task data_dir source train_file dev_file text label model limit_train seed dtype pooling max_length".split()
-_TEACHER += "batch_size teacher_steps teacher_epochs teacher_learning_rate schedule warmup weight_decay".split()
+_TEACHER = (
+    "task data_dir source train_file dev_file text label model limit_train seed dtype pooling max_length batch_size "
+    "teacher_steps teacher_epochs teacher_learning_rate schedule warmup weight_decay"
+).split()
 _OTHER = (
-    "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_rows data_dir source model seed dtype".split()
-)
-_OTHER += "pooling max_length batch_size schedule warmup weight_decay".split()
+    "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_rows auxiliary_seed data_dir source model dtype "
+    "pooling max_length batch_size schedule warmup weight_decay"
+).split()
 _HEAVY = ("ckpt", "ckpt-after", "model-last", "teacher/ckpt", "teacher/model-last", "augmented.jsonl.gz")
 
 

@@ -31,6 +31,7 @@ class TransferSettings(Settings):
     auxiliary_dir: str | None = flag("folder of auxiliary GLUE tasks [--data-dir]", None)
     auxiliary_text: str = flag("text column of auxiliary files, or two, separated by a comma", "sentence")
     auxiliary_label: str = flag("label column of auxiliary files", "label")
+    auxiliary_seed: int | None = flag("of the auxiliary tasks' rows, order and teachers [--seed]", None)
     auxiliary_rows: int | None = flag("use so many rows of each auxiliary task, drawn by the seed [all]", None)
     auxiliary_teacher: str | None = flag(
         "their teachers, comma-separated run or model folders [fine-tuned first]", None
@@ -93,6 +94,7 @@ def resolve(settings: TransferSettings) -> TransferSettings:
     if settings.train_file is not None and settings.train_file in _files(settings):
         raise InputError(f"--auxiliary {settings.auxiliary}: {settings.train_file} is the target's own file")
     ranges = {
+        "auxiliary_seed": (0, 2**31 - 1, "a whole number in [0, 2147483647]"),
         "auxiliary_rows": (1, math.inf, "a whole number >= 1"),
         "surgery_parts": (1, math.inf, "a whole number >= 1"),
         "share_depth": (1, math.inf, "a whole number >= 1"),
@@ -111,6 +113,8 @@ def resolve(settings: TransferSettings) -> TransferSettings:
         )
     if resolved.init_from is not None and resolved.method != "cofi":
         raise InputError(f"--init-from {resolved.init_from}: votes on gates, so only with --method cofi")
+    if resolved.auxiliary_seed is None:
+        resolved = dataclasses.replace(resolved, auxiliary_seed=resolved.seed)
     if settings.out is None:
         stem = f"{resolved.task}-{'+'.join(names)}-{resolved.method}-{resolved.sparsity:g}-s{resolved.seed}"
         resolved = dataclasses.replace(resolved, out=os.path.join("runs", stem))

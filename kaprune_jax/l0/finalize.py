@@ -64,8 +64,7 @@ def finalize(gates: Gates, layout: Layout, sparsity: float) -> Values:
 
     _fill(chosen, order[low:], budget, size)
     finest = max(names, key=lambda name: layout.gate(name).size)
-    of_finest = np.repeat(names, np.diff(ends, prepend=0)) == finest
-    _trade(chosen, order, of_finest, budget, size)
+    _trade(chosen, order, np.repeat(names, np.diff(ends, prepend=0)), finest, budget, size)
     values = _without_idle(open_gates(chosen), layout)
     if count_size(values, layout) == 0:
         raise ValueError(f"sparsity={sparsity}: nothing would be left; a smaller one is needed")
@@ -109,39 +108,31 @@ def _fill(chosen: np.ndarray, rest: np.ndarray, budget: int, size: Callable[[], 
                 chosen[place] = False
 
 
-def _trade(chosen: np.ndarray, order: np.ndarray, finest: np.ndarray, budget: int, size: Callable[[], int]) -> None:
-    """Where no piece fits any more but more than a fine one's size is left, opens a coarse piece for some fine ones.
+def _trade(
+    chosen: np.ndarray, order: np.ndarray, family: np.ndarray, finest: str, budget: int, size: Callable[[], int]
+) -> None:
+    """Where no piece fits any more, opens a coarse one for some fine ones, if that comes nearer to the budget.
 
-    Two rounds at most; the outcome stays only if it is nearer to the budget.
+    Of each family the closed gate with the highest log α is tried, in the order of these; two rounds at most.
     """
     for _ in range(2):
-        before, left = chosen.copy(), budget - size()
-        coarse = order[~chosen[order] & ~finest[order]]
-        grows = (int(place) for place in coarse if _opened(chosen, int(place), size) > budget)
-        place = next(grows, None)
-        if left == 0 or place is None:
-            return
-        chosen[place] = True
-        fine = order[chosen[order] & finest[order]][::-1]
-        low, high = 0, len(fine)  # so many of the lowest fine pieces are closed
-        while low < high:
-            middle = (low + high) // 2
-            chosen[fine] = True
-            chosen[fine[:middle]] = False
-            low, high = (middle + 1, high) if size() > budget else (low, middle)
-        chosen[fine] = True
-        chosen[fine[:low]] = False
-        if not (size() <= budget and budget - size() < left):
+        left, before = budget - size(), chosen.copy()
+        closed = order[~chosen[order] & (family[order] != finest)]
+        firsts = closed[np.sort(np.unique(family[closed], return_index=True)[1])]
+        for place in firsts:
+            chosen[place] = True
+            fine = order[chosen[order] & (family[order] == finest)][::-1]
+            low, high = 0, len(fine)  # so many of the lowest fine pieces are closed
+            while low < high:
+                middle = (low + high) // 2
+                chosen[fine] = np.arange(len(fine)) >= middle
+                low, high = (middle + 1, high) if size() > budget else (low, middle)
+            chosen[fine] = np.arange(len(fine)) >= low
+            if 0 <= budget - size() < left:
+                break
             chosen[:] = before
+        else:
             return
-
-
-def _opened(chosen: np.ndarray, place: int, size: Callable[[], int]) -> int:
-    """The size with one more gate open."""
-    chosen[place] = True
-    result = size()
-    chosen[place] = False
-    return result
 
 
 def _without_idle(values: Values, layout: Layout) -> Values:

@@ -67,6 +67,7 @@ def test_what_is_delivered_is_smaller_and_as_sparse_as_asked(run, tmp_path, caps
     assert asked[-1] == pytest.approx(0.8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["gated", "smaller"])
 def test_interrupted_then_resumed_gives_the_same_bits(run, tiny, files, tmp_path, monkeypatch, capsys, part):
     assert run() == 0
@@ -130,7 +131,7 @@ def test_a_vocabulary_can_be_left_out_too(run, tiny, tmp_path):
         (["--loss-weights", "attention=1"], ["attention=1", "heads", "must be 0"]),
         (["--layer-map", "first"], ["--layer-map first", "cofi"]),
         (["--gate-start", "1.5"], ["--gate-start 1.5", "probability"]),
-        (["--steps", "2"], ["2 steps are too few"]),
+        (["--steps", "1", "--before", "0.9", "--after", "0", "--target-at", "1"], ["1 steps are too few"]),
         (["--method", "sparsebert", "--layer-map", "nearest"], ["--layer-map nearest", "sparsebert"]),
     ],
 )

@@ -56,6 +56,7 @@ def same(first, second):
     return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.long
 def test_couplings_side_by_side(run, tmp_path, capsys):
     assert run("--coupling", "none,joint,surgery,sequential") == 0
     out = tmp_path / "run"
@@ -71,6 +72,7 @@ def test_couplings_side_by_side(run, tmp_path, capsys):
     assert "auxiliary" in records[0]["terms"]
 
 
+@pytest.mark.long
 def test_sharing_nothing_is_the_run_without_coupling(run, tmp_path):
     """Nothing shared, or no weight: the target is trained as if it were alone, to the same bits."""
     assert run("--coupling", "none", out="alone") == 0
@@ -81,16 +83,15 @@ def test_sharing_nothing_is_the_run_without_coupling(run, tmp_path):
         np.testing.assert_allclose(first[name], second[name], atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--share", "weights", "--tie", "0.1"],
-        ["--share", "gates", "--auxiliary-schedule", "fade-out"],
+        ["--share", "gates", "--tie", "0.1", "--auxiliary-schedule", "fade-out"],
         ["--share", "both", "--share-depth", "1", "--when", "prune"],
         ["--coupling", "surgery", "--surgery", "attittud", "--surgery-on", "gates"],
         ["--coupling", "sequential", "--share", "gates", "--when", "prune"],
         ["--coupling", "sequential", "--share", "weights", "--when", "before"],
-        ["--method", "sparsebert"],
         ["--method", "sparsebert", "--share", "gates"],
         ["--method", "sparsebert", "--coupling", "sequential", "--when", "prune"],
     ],
@@ -103,6 +104,7 @@ def test_every_axis_delivers_what_is_asked(run, tmp_path, flags):
     assert kp.load(tmp_path / "run").predict(["the film was good ."])[0].label in ("yes", "no")
 
 
+@pytest.mark.long
 def test_earlier_runs_vote_on_the_first_gates(run, tmp_path, capsys):
     assert run("--coupling", "none", out="first") == 0
     assert run("--coupling", "none", "--init-from", str(tmp_path / "first"), "--vote-rate", "1", out="second") == 0
@@ -110,6 +112,7 @@ def test_earlier_runs_vote_on_the_first_gates(run, tmp_path, capsys):
     assert "teacher" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_candidates_are_ranked_with_none_among_them(run, tmp_path, capsys):
     assert run("--rank", out="rank") == 0
     found = json.loads((tmp_path / "rank" / "rank.json").read_text("utf-8"))["candidates"]
@@ -120,6 +123,7 @@ def test_candidates_are_ranked_with_none_among_them(run, tmp_path, capsys):
     assert "kNN" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_study_runs_its_cells_once_and_in_slices(run, files, other, teachers, tiny, tmp_path, capsys):
     base = {"train_file": files[1], "dev_file": files[3], "model": str(tiny), "auxiliary": f"other={other}"}
     base |= {"auxiliary_text": "text", "auxiliary_label": "kind", "steps": 20, "teacher_steps": 4, "batch_size": 8}
