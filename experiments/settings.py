@@ -68,9 +68,9 @@ class Settings:
     temperature: float | None = _flag("divides the logits of student and teacher, > 0 [1; 2 for cofi]", None)
     layer_map: str | None = _flag(
         "teacher layers learned from, where it has more; with cofi which student layer learns from each quarter of the "
-        "teacher: nearest or nearest-ordered [uniform; nearest-ordered for cofi]",
+        "teacher: fixed, nearest or nearest-ordered [uniform; nearest-ordered for cofi]",
         None,
-        choices=("uniform", "first", "last", "nearest", "nearest-ordered"),
+        choices=("uniform", "first", "last", "fixed", "nearest", "nearest-ordered"),
     )
     projection: bool = _flag("learn a linear map from student to teacher states (always, where widths differ)", False)
     gates: str = _flag(f"cofi: what may be removed, of {', '.join(GATES)}", ",".join(GATES))

@@ -15,5 +15,15 @@ def test_the_library_example_runs_and_prints_what_it_says(tmp_path, monkeypatch,
     assert (tmp_path / "pruned" / "model.safetensors").is_file()
 
 
+def test_the_example_of_gates_runs_after_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    exec(compile(first, "README.md", "exec"), names)
+    exec(compile(second, "README.md", "exec"), names)
+    assert names["smaller"].config.is_shrunk
+    assert float(names["shortfall"]) > 0.88
+
+
 def test_no_placeholder_is_left():
     assert "@" not in re.sub(r"```.*?```", "", README, flags=re.DOTALL)

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.l0.finalize import alive
 from kaprune_jax.l0.materialize import shrink
@@ -35,19 +34,20 @@ def materialize(params: Params, gates: Mapping[str, Any], config: BertConfig) ->
       params: of the whole model; may have a "projection" of hidden states, whose rows shrink too.
       gates: values in [0, 1], as `kp.finalize` gives them; families that are absent are open. An attention all of
         whose heads are closed goes with its output's bias, so its own gate must be closed too, as `kp.finalize` does.
-      config: of the whole model.
+      config: of the whole model. A masked-LM head, which reads the whole embeddings, is left out.
 
     Returns:
       a model with the same logits as the gated one, to float error.
 
     Raises:
       ValueError: a gate has another shape than the model.
-      InputError: the model was shrunk before, or has a masked-LM head.
+      InputError: the model was shrunk before.
     """
     layout = bert_layout(config)
     layout.check(gates)
     if config.head == "masked-lm":
-        raise InputError("a masked-LM head cannot be made smaller; materialize a model with a task's head, or none")
+        params = {name: part for name, part in params.items() if name != "lm_head"}
+        config = config.replace(head="none", pooling="mean")
     kept = {axis.name: alive(gates, layout, axis.name) for axis in layout.axes}
     layers = tuple(
         LayerShape(tuple(np.flatnonzero(heads).tolist()), int(units.sum()))

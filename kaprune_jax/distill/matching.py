@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-LayerMap = Literal["uniform", "first", "last", "nearest", "nearest-ordered"]
+LayerMap = Literal["uniform", "first", "last", "fixed", "nearest", "nearest-ordered"]
 STATIC: tuple[LayerMap, ...] = ("uniform", "first", "last")
 
 

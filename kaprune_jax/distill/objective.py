@@ -42,8 +42,9 @@ class DistillConfig:
       labels: cross-entropy with the task's own labels; for a regression the squared error to the gold score.
       temperature: τ, divides both logits in the soft cross-entropy; above 0.
       layer_map: which teacher layer each student layer learns from, where their numbers differ: "uniform", "first",
-        "last". Or CoFi's way round, with the teacher's layers at each quarter: the surviving student layer that is
-        "nearest" to each, or "nearest-ordered", where later teacher layers go with later student layers.
+        "last". Or CoFi's way round, with the teacher's layers at each quarter: the student layer at the same depth as
+        long as it survives ("fixed"), the surviving one that is "nearest", or "nearest-ordered", where later teacher
+        layers go with later student layers.
       divergence: of the logits: "cross-entropy" (SparseBERT) or "kl", times τ² (CoFi). Their gradients differ by τ².
       projection: learn one linear map of student states to the teacher's width, shared by all states, identity at
         the start where the widths agree. Needed where they differ.
@@ -187,7 +188,7 @@ def _teacher_terms(config, student, teacher, mask, labels: Array | None, project
     if config.embeddings:
         terms["embeddings"] = hidden_loss(project(student.hidden_states[0]), teacher.hidden_states[0], mask)
     if config.hidden and config.layer_map not in STATIC:
-        terms["hidden"] = _nearest_loss(
+        terms["hidden"] = _quarter_loss(
             config, [project(state) for state in student.hidden_states[1:]], teacher, mask, alive
         )
     elif config.hidden:
@@ -218,11 +219,16 @@ def _teacher_terms(config, student, teacher, mask, labels: Array | None, project
     return terms
 
 
-def _nearest_loss(config, states, teacher, mask, alive: Array | None) -> Float[Array, ""]:
-    """Σ over quarter layers of the teacher of the error of the surviving student layer matched to each."""
-    layers = quarter_layers(len(teacher.hidden_states) - 1)
-    errors = jnp.stack([jnp.stack([hidden_loss(s, teacher.hidden_states[j], mask) for s in states]) for j in layers])
+def _quarter_loss(config, states, teacher, mask, alive: Array | None) -> Float[Array, ""]:
+    """Σ over the teacher's quarter layers of the error of the surviving student layer matched to each."""
+    depth = len(teacher.hidden_states) - 1
+    layers = quarter_layers(depth)
     there = jnp.ones(len(states), bool) if alive is None else alive
+    if config.layer_map == "fixed":
+        same = [-(-number * len(states) // depth) - 1 for number in layers]
+        errors = [hidden_loss(states[i], teacher.hidden_states[j], mask) for i, j in zip(same, layers, strict=True)]
+        return jnp.sum(jnp.stack(errors) * there[jnp.asarray(same)])
+    errors = jnp.stack([jnp.stack([hidden_loss(s, teacher.hidden_states[j], mask) for s in states]) for j in layers])
     matched = nearest_layers(jax.lax.stop_gradient(errors), there, ordered=config.layer_map == "nearest-ordered")
     chosen = jnp.take_along_axis(errors, matched[:, None], axis=1)
     return jnp.sum(chosen) * jnp.any(there)

@@ -210,3 +210,20 @@ def test_values_of_another_type_are_named(tmp_path):
             ("pooler_size", "'16'"),
         )
     ]
+
+
+@pytest.mark.parametrize("sparsity", [0.6, 0.8, 0.9, 0.95])
+def test_the_saved_file_of_minilm_shapes_is_sparse_to_the_unit(tmp_path, sparsity):
+    config = BertConfig(20, 384, 6, 12, 1536, 16, pooling="mean", head="classification", labels=("a", "b"))
+    random, layout = np.random.default_rng(1), bert_layout(config)
+    gates = {gate.name: random.normal(1.0, 2.0, gate.shape).astype(np.float32) for gate in layout.gates}
+    smaller = materialize(init_params(config, jax.random.key(0)), finalize(gates, layout, sparsity), config)
+    kp.save(tmp_path / "model", smaller.params, smaller.config)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    left = sum(tensor.size for name, tensor in tensors.items() if ".layer." in name and tensor.ndim == 2)
+    whole = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+    assert 0 <= whole * (1 - sparsity) - left < 2 * smaller.config.hidden_size
+    ids = np.arange(12).reshape(2, 6) % 20
+    loaded = kp.load(tmp_path / "model")
+    logits = make_apply(smaller.config)(smaller.params, ids).logits
+    np.testing.assert_array_equal(np.asarray(loaded.apply(loaded.params, ids).logits), np.asarray(logits))

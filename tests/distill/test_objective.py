@@ -240,3 +240,25 @@ def test_without_a_surviving_layer_there_is_no_gradient():
 def test_settings_of_the_nearest_map_are_checked(bad):
     with pytest.raises(ValueError, match="allowed: cross-entropy, kl|attention=1.0 must be 0"):
         kp.DistillConfig(**bad)
+
+
+def test_the_fixed_map_compares_equal_depths_as_long_as_they_survive(rng):
+    def states(count):
+        return tuple(jnp.asarray(rng.normal(size=(2, 3, 4)).astype(np.float32)) for _ in range(count))
+
+    class Output(NamedTuple):
+        hidden_states: tuple
+        attention_scores: tuple = ()
+        logits: object = None
+
+    student, teacher = Output(states(7)), Output(states(7))
+    config = kp.DistillConfig(embeddings=0.0, attention=0.0, logits=0.0, layer_map="fixed")
+    alive = jnp.array([True, True, False, True, True, True])
+    total, _ = kp.objective(config, student, teacher, mask=jnp.ones((2, 3), jnp.int32), alive=alive)
+    errors = [
+        np.mean((np.asarray(a) - np.asarray(b)) ** 2)
+        for a, b in zip(student.hidden_states, teacher.hidden_states, strict=True)
+    ]
+    np.testing.assert_allclose(
+        total, errors[2] + errors[5] + errors[6], rtol=1e-5
+    )  # layers 2, 3, 5, 6; the third is gone
