@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import kaprune_jax as kp
 from kaprune_jax._errors import InputError
@@ -223,7 +224,7 @@ def test_the_saved_file_of_minilm_shapes_is_sparse_to_the_unit(tmp_path, sparsit
     left = sum(tensor.size for name, tensor in tensors.items() if ".layer." in name and tensor.ndim == 2)
     whole = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
     assert 0 <= whole * (1 - sparsity) - left < 2 * smaller.config.hidden_size
-    ids = np.arange(12).reshape(2, 6) % 20
+    ids = jnp.asarray(np.arange(12).reshape(2, 6) % 20, jnp.int32)
     loaded = kp.load(tmp_path / "model")
     logits = make_apply(smaller.config)(smaller.params, ids).logits
     np.testing.assert_array_equal(np.asarray(loaded.apply(loaded.params, ids).logits), np.asarray(logits))
