@@ -84,9 +84,19 @@ class CoupledBatches:
         auxiliaries: Sequence[Auxiliary],
         coupled: Callable[[int], bool],
         seed: int,
+        *,
+        alone: Callable[[int], bool] = lambda step: False,
     ):
+        """Args:
+        target: its name.
+        train: its batches.
+        auxiliaries: the others.
+        coupled: whether an auxiliary task takes part in a step.
+        seed: of the draw among several.
+        alone: whether it then has the step to itself.
+        """
         self.target, self.train, self.auxiliaries = target, train, tuple(auxiliaries)
-        self.coupled, self.seed, self.batch_size = coupled, seed, train.batch_size
+        self.coupled, self.seed, self.batch_size, self.alone = coupled, seed, train.batch_size, alone
 
     def __getitem__(self, step: int) -> Mapping[str, Any]:
         """The batches of a step, counted from 0."""
@@ -94,6 +104,8 @@ class CoupledBatches:
         if self.auxiliaries and self.coupled(step):
             random = np.random.default_rng([self.seed, 7, step])
             drawn = self.auxiliaries[random.choice(len(self.auxiliaries), p=[each.share for each in self.auxiliaries])]
+            if self.alone(step):
+                return {drawn.name: drawn.train[step]}
             batches[drawn.name] = drawn.train[step]
         return batches
 

@@ -69,14 +69,26 @@ class Stage:
         """Seconds of training up to now, interruptions left out."""
         return self.seconds + time.perf_counter() - self._began
 
-    def begin(self, state: TrainState, *, resume: bool) -> TrainState:
-        """The state to start from: a checkpoint when resuming, else the given one, which becomes the first."""
+    def begin(
+        self, state: TrainState, *, resume: bool, evaluate_first: bool = False, is_over: bool = False
+    ) -> TrainState:
+        """The state to start from: a checkpoint when resuming, else the given one, which becomes the first.
+
+        Args:
+          state: the first of all.
+          resume: whether to look for a checkpoint.
+          evaluate_first: begin with an evaluation, since the model differs from the one before.
+          is_over: a later part has begun, whose records are to be left alone.
+        """
         if resume and self.checkpoints.latest is not None:
             state, extra = self.checkpoints.restore(state)
             self.best, self.last, self.rates = extra["best"], extra["last"], extra["rates"]
             self.seconds = max(self.seconds, extra["seconds"])
-            self.recorder.rewind(int(state.step))
-            say(f"going on at step {int(state.step)} of {self.steps}")
+            if not is_over:
+                self.recorder.rewind(int(state.step))
+                say(f"going on at step {int(state.step)} of {self.steps}")
+        elif evaluate_first:
+            self.on_eval(state)
         else:
             self._checkpoint(state)
         return state

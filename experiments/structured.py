@@ -111,7 +111,8 @@ def run_structured(
     key = jax.random.fold_in(jax.random.key(settings.seed), 2)
     every = max(1, -(-planned.steps // settings.evaluations))
     try:
-        state = gated.stage.begin(init_state(store, planned.tx, key), resume=settings.resume)
+        is_over = any((folder / "ckpt-after").glob("[0-9]*"))
+        state = gated.stage.begin(init_state(store, planned.tx, key), resume=settings.resume, is_over=is_over)
         state = fit(
             jax.jit(step, donate_argnums=0),
             state,
@@ -137,13 +138,19 @@ def run_structured(
         name: tasks[name]._replace(apply=smaller.apply_of(configs[name]), alive=smaller.alive) for name in store["own"]
     }
     tx = optax.with_extra_args_support(smaller_optimizer(settings, where, planned.rate))
-    step_after = CountTraces(make_coupled_step(tasks, target, tx, coupling=coupling._replace(fade="constant")))
-    batches = CoupledBatches(target, prepared.train, coupled, lambda number: True, settings.seed)
+    step_after = CountTraces(make_coupled_step(tasks, target, tx, coupling=coupling))
+    turn = (where.gated + planned.steps) // 2 if getattr(settings, "coupling", "") == "sequential" else 0
+    batches = CoupledBatches(
+        target,
+        prepared.train,
+        coupled,
+        lambda number: not turn or number < turn,
+        settings.seed,
+        alone=lambda number: number < turn,
+    )
     try:
         state = init_state(store, tx, state.key)._replace(step=jnp.int32(where.gated))
-        state = smaller.stage.begin(state, resume=settings.resume)
-        if not smaller.stage.best:
-            smaller.stage.on_eval(state)
+        state = smaller.stage.begin(state, resume=settings.resume, evaluate_first=True)
         state = fit(
             jax.jit(step_after, donate_argnums=0),
             state,

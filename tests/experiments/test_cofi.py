@@ -14,7 +14,7 @@ from kaprune_jax.deploy.masks import read_masks
 from kaprune_jax.models.bert import init_params
 from kaprune_jax.train.loop import fit
 
-QUICK = ["--epochs", "8", "--teacher-epochs", "4", "--batch-size", "8", "--evaluations", "3", "--log-every", "5"]
+QUICK = ["--epochs", "8", "--teacher-epochs", "4", "--batch-size", "8", "--evaluations", "8", "--log-every", "5"]
 QUICK += ["--learning-rate", "3e-3", "--teacher-learning-rate", "3e-3", "--allow-weak-teacher", "--method", "cofi"]
 
 
@@ -77,7 +77,7 @@ def test_interrupted_then_resumed_gives_the_same_bits(run, tiny, files, tmp_path
         calls.append(1)
         if len(calls) == (1 if part == "gated" else 2):
             steps = iter(range(100))
-            options["hooks"] = dataclasses.replace(options["hooks"], should_stop=lambda: next(steps) == 2)
+            options["hooks"] = dataclasses.replace(options["hooks"], should_stop=lambda: next(steps) == 6)
         return fit(*arguments, **options)
 
     monkeypatch.setattr("experiments.structured.fit", interrupted_fit)
