@@ -41,6 +41,12 @@ def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Pr
         if settings.auxiliary_teacher is not None:
             own = dataclasses.replace(own, teacher=settings.auxiliary_teacher.split(",")[number])
         prepared = prepare(own, data=data, **LENGTHS)
+        given = prepared.teacher
+        if given is not None and settings.method == "sparsebert" and _form(given) != _form(prepared.start):
+            raise InputError(
+                f"--auxiliary-teacher: the one of {name} has {_form(given)}; sparsebert compares layer by layer with "
+                f"{_form(prepared.start)}"
+            )
         if len(data.train.texts) < (target.settings.batch_size or 1):
             raise InputError(
                 f"--auxiliary {part}: {len(data.train.texts)} training rows, fewer than a batch of "
@@ -57,14 +63,21 @@ def get_auxiliaries(
     sizes = np.array([len(each.data.train.texts) for each in others], float) ** (1.0 / settings.auxiliary_mixing)
     found = []
     for prepared, share in zip(others, (sizes / sizes.sum()).tolist(), strict=True):
-        teacher = prepared.teacher or _fine_tune(prepared, out / f"teacher-{prepared.data.name}", should_stop)
-        found.append(Auxiliary(prepared.data.name, prepared.start, teacher, prepared.train, share))
+        teacher = prepared.teacher or fine_tune(prepared, out / f"teacher-{prepared.data.name}", should_stop)
+        fingerprint = prepared.data.fingerprint
+        found.append(Auxiliary(prepared.data.name, prepared.start, teacher, prepared.train, share, fingerprint))
     return found
 
 
-def _fine_tune(prepared: Prepared, folder: Path, should_stop: Callable[[], bool]) -> Model:
+def fine_tune(prepared: Prepared, folder: Path, should_stop: Callable[[], bool]) -> Model:
+    """The start of a task fine-tuned on it, into a run folder."""
     run_method("dense", prepared, folder, should_stop)
     return load(folder)
+
+
+def _form(model: Model) -> str:
+    config = model.config
+    return f"{config.num_hidden_layers} layers of {config.num_attention_heads} heads, {config.hidden_size} wide"
 
 
 def _settings_of(settings: TransferSettings, name: str, file: str) -> Settings:
@@ -80,8 +93,11 @@ def _settings_of(settings: TransferSettings, name: str, file: str) -> Settings:
     else:
         folder = settings.auxiliary_dir or settings.data_dir
         own |= {"task": name, "data_dir": None if name.startswith("micro-") else folder}
-    resolved = resolve(Settings(method="dense", **own))
-    return dataclasses.replace(resolved, task=name, max_length=max(resolved.max_length or 0, settings.max_length or 0))
+    own |= {"teacher_steps": settings.auxiliary_teacher_steps, "max_length": settings.max_length}
+    try:
+        return dataclasses.replace(resolve(Settings(method="dense", **own)), task=name)
+    except InputError as error:
+        raise InputError(f"--auxiliary {name}: {error}") from None
 
 
 def _load_file(settings: TransferSettings, name: str, file: str) -> TaskData:

@@ -5,6 +5,7 @@ Steps are divided into three phases, "before" (all gates open), "prune" and "aft
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,7 +31,8 @@ from kaprune_jax.train.optimizer import adamw, learning_rate
 from kaprune_jax.train.step import PROJECTION
 from kaprune_jax.transfer.step import Constraint, Coupling
 
-PHASES = ("before", "prune", "after")
+FROZEN = r".*/model/embeddings/(word|position|token_type)/embedding"
+"""Paths in a store of what --train-embeddings would train."""
 
 
 class Auxiliary(NamedTuple):
@@ -42,6 +44,7 @@ class Auxiliary(NamedTuple):
       teacher: fine-tuned on this task.
       train: its batches, of the target's batch size.
       share: how often it is drawn, among the auxiliary tasks; they sum to 1.
+      fingerprint: SHA-256 (hex) of its rows.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Auxiliary(NamedTuple):
     teacher: Model
     train: TrainBatches
     share: float = 1.0
+    fingerprint: str = ""
 
 
 class Phases(NamedTuple):
@@ -149,7 +153,7 @@ def plan_cofi(prepared: Prepared, teacher: Model | None) -> tuple[Plan, Phases, 
         settings.penalty,  # pyright: ignore[reportArgumentType]
         settings.stiffness,
     )
-    tx = optax.with_extra_args_support(gated_optimizer(settings, rate))
+    tx = optax.with_extra_args_support(gated_optimizer(settings, rate, prepared.data.name))
     plan = Plan("prune", prepared.start.params, objective, tx, rate, steps, where.gated, notes)
     return plan, where, constraint
 
@@ -186,37 +190,68 @@ def segment_rate(settings: Settings, where: Phases) -> optax.Schedule:
     return optax.join_schedules([over(where.gated), over(where.steps - where.gated)], [where.gated])
 
 
-def gated_optimizer(settings: Settings, rate: optax.Schedule) -> optax.GradientTransformation:
+def gated_optimizer(settings: Settings, rate: optax.Schedule, target: str) -> optax.GradientTransformation:
     """AdamW for weights, Adam within bounds for log α, ascent for the multipliers; embeddings stay as they are."""
     assert settings.gate_learning_rate is not None
     assert settings.dual_learning_rate is not None
     gates = optax.chain(optax.adam(settings.gate_learning_rate), keep_in_bounds())
     duals = dual_ascent(settings.dual_learning_rate, kind=settings.penalty)  # pyright: ignore[reportArgumentType]
     groups: dict[Any, optax.GradientTransformation] = {
-        "model": adamw(rate, weight_decay=settings.weight_decay),
+        "model": weights_optimizer(settings, rate, target),
         "gates": gates,
         "duals": duals,
         "frozen": optax.set_to_zero(),
     }
-    return optax.partition(groups, lambda params: _groups(params, frozen=not settings.train_embeddings))
+    return optax.partition(groups, lambda params: _groups(params, frozen_of(settings)))
 
 
-def smaller_optimizer(settings: Settings, where: Phases, rate: optax.Schedule) -> optax.GradientTransformation:
+def smaller_optimizer(
+    settings: Settings, where: Phases, rate: optax.Schedule, target: str
+) -> optax.GradientTransformation:
     """AdamW for the smaller model, whose count of steps starts anew."""
     groups: dict[Any, optax.GradientTransformation] = {
-        "model": adamw(lambda count: rate(count + where.gated), weight_decay=settings.weight_decay),
+        "model": weights_optimizer(settings, lambda count: rate(count + where.gated), target),
         "frozen": optax.set_to_zero(),
     }
-    return optax.partition(groups, lambda params: _groups(params, frozen=not settings.train_embeddings))
+    return optax.partition(groups, lambda params: _groups(params, frozen_of(settings)))
 
 
-def _groups(params: Params, *, frozen: bool) -> Params:
+def weights_optimizer(
+    settings: Settings, rate: optax.ScalarOrSchedule, target: str, *, clip: float = 1.0
+) -> optax.GradientTransformation:
+    """AdamW over a store behind a bound on the gradient's norm: one over what the target has, one for each other task.
+
+    So that a task that shares little does not shorten the target's steps.
+    """
+
+    def shorten(updates, state, params=None):
+        squares: dict[str, Any] = {}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+            owner = _owner(path, target)
+            squares[owner] = squares.get(owner, 0.0) + jnp.sum(jnp.square(leaf))
+        factors = {owner: jnp.minimum(1.0, clip / jnp.maximum(jnp.sqrt(sum), 1e-12)) for owner, sum in squares.items()}
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * factors[_owner(path, target)], updates), state
+
+    bound = optax.GradientTransformation(lambda params: optax.EmptyState(), shorten)
+    return optax.chain(bound, adamw(rate, weight_decay=settings.weight_decay, clip=0.0))
+
+
+def frozen_of(settings: Settings) -> str | None:
+    """What no gradient reaches; with magnitude masks everything is trained, as in the main job."""
+    return FROZEN if settings.method == "cofi" and not settings.train_embeddings else None
+
+
+def _owner(path: tuple, target: str) -> str:
+    """The task a parameter of a store belongs to; what is shared is the target's."""
+    return path[1].key if path[0].key == "own" else target
+
+
+def _groups(params: Params, frozen: str | None) -> Params:
     def group(path: tuple, _: Any) -> str:
-        parts = path_string(path).split("/")
-        for name in ("gates", "duals"):
-            if name in parts[:3]:
-                return name
-        return "frozen" if frozen and "embeddings" in parts and "norm" not in parts else "model"
+        part = path[2 if path[0].key == "own" else 1].key
+        if part in ("gates", "duals"):
+            return part
+        return "frozen" if frozen and re.fullmatch(frozen, path_string(path)) else "model"
 
     return jax.tree_util.tree_map_with_path(group, params)
 
@@ -255,3 +290,19 @@ def coupling_of(settings: Any, where: Phases) -> Coupling:
         parts=settings.surgery_parts,
         tie=settings.tie,
     )
+
+
+def about(auxiliaries: Sequence[Auxiliary]) -> dict[str, Any]:
+    """What went in besides the target, for `env.json`: fingerprints of auxiliary rows and teachers."""
+    if not auxiliaries:
+        return {}
+    return {"auxiliary": {each.name: [each.fingerprint, each.teacher.fingerprint] for each in auxiliaries}}
+
+
+def coupling_figures(settings: Any, auxiliaries: Sequence[Auxiliary]) -> dict[str, Any]:
+    """How a run was coupled, for `result.json`."""
+    if not hasattr(settings, "coupling"):
+        return {}
+    names = "coupling share share_depth when surgery surgery_on auxiliary_weight auxiliary_schedule tie".split()
+    rows = {each.name: len(each.train.data.input_ids) for each in auxiliaries}
+    return {"coupling": {name: getattr(settings, name) for name in names} | {"auxiliary": rows}}

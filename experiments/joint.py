@@ -8,7 +8,16 @@ from typing import Any
 import jax
 import optax
 
-from experiments.coupled import Auxiliary, CoupledBatches, Phases, coupling_of, phases
+from experiments.coupled import (
+    Auxiliary,
+    CoupledBatches,
+    Phases,
+    about,
+    coupling_figures,
+    coupling_of,
+    phases,
+    weights_optimizer,
+)
 from experiments.memory import restart_peak
 from experiments.method import Plan, plan
 from experiments.prepare import Prepared
@@ -25,7 +34,6 @@ from kaprune_jax.prune.magnitude import magnitude_pruning
 from kaprune_jax.prune.masks import sparsity
 from kaprune_jax.prune.schedules import PruningSchedule
 from kaprune_jax.train.loop import Hooks, fit
-from kaprune_jax.train.optimizer import adamw
 from kaprune_jax.train.step import PROJECTION, TrainState, get_masks, init_state
 from kaprune_jax.transfer.sharing import HEADS, Share, make_store, parts_of, shares_gates
 from kaprune_jax.transfer.step import Task, make_coupled_step
@@ -66,7 +74,9 @@ def run_joint(
     restart_peak()
     planned = plan(method, prepared, teacher)
     where = phases(settings, planned.steps) if method != "dense" else Phases(*[planned.steps] * 4)
-    open_run(folder, settings, planned.details, environment(prepared))
+    if method != "dense":
+        planned = planned._replace(target_step=1 if first and "gates" in first else where.reached)
+    open_run(folder, settings, planned.details, environment(prepared) | about(auxiliaries))
     if done := read_result(folder):
         return done
     target = prepared.data.name
@@ -88,7 +98,8 @@ def run_joint(
         encoder = {name: part for name, part in first["model"].items() if name not in HEADS}
         parts[target] |= {"model": {**prepared.start.params, **encoder}}
     store = make_store(parts, share=share, target=target, depth=depth)
-    tx = _optimizer(method, settings, planned, where, share, depth, fixed=bool(first and "gates" in first))
+    fixed = bool(first and "gates" in first)
+    tx = _optimizer(method, settings, planned, where, target, share, depth, fixed=fixed)
     step = CountTraces(make_coupled_step(tasks, target, tx, coupling=coupling_of(settings, where)))
     apply = make_apply(prepared.start.config, dtype=settings.dtype)
 
@@ -118,8 +129,14 @@ def run_joint(
         removed=lambda state: sparsity(masks_of(state) or {}),
         write=write,
     )
+    turn = (where.gated + planned.steps) // 2 if getattr(settings, "coupling", "") == "sequential" else 0
     batches = CoupledBatches(
-        target, prepared.train, auxiliaries, lambda number: where.name(number) in when, settings.seed
+        target,
+        prepared.train,
+        auxiliaries,
+        lambda number: where.name(number) in when and (not turn or number < turn),
+        settings.seed,
+        alone=lambda number: number < turn,
     )
     try:
         key = jax.random.fold_in(jax.random.key(settings.seed), 2)
@@ -136,22 +153,39 @@ def run_joint(
         )
         stage.save_model(state, "model-last")
         seconds = stage.seconds + time.perf_counter() - began
-        return write_result(method, prepared, planned, stage, dense=dense, seconds=seconds, compilations=step.count)
+        return write_result(
+            method,
+            prepared,
+            planned,
+            stage,
+            dense=dense,
+            seconds=seconds,
+            compilations=step.count,
+            more=coupling_figures(settings, auxiliaries),
+        )
     finally:
         stage.checkpoints.close()
 
 
 def _optimizer(
-    method: str, settings: Any, planned: Plan, where: Phases, share: Share, depth: int | None, *, fixed: bool
+    method: str,
+    settings: Any,
+    planned: Plan,
+    where: Phases,
+    target: str,
+    share: Share,
+    depth: int | None,
+    *,
+    fixed: bool,
 ) -> optax.GradientTransformationExtraArgs:
-    optimizer = adamw(planned.rate, weight_decay=settings.weight_decay)
+    optimizer = weights_optimizer(settings, planned.rate, target)
     if method == "dense":
         return optax.with_extra_args_support(optimizer)
     shape = "one-shot" if fixed else settings.sparsity_schedule
-    end = where.before + 1 if fixed else where.reached
+    begin, end = (0, 1) if fixed else (where.before, where.reached)
     layers = "" if depth is None else f"(?=model/encoder/layers/({'|'.join(map(str, range(depth)))})/)"
     pruning = magnitude_pruning(
-        PruningSchedule(settings.sparsity, where.before, end, shape=shape),  # pyright: ignore[reportArgumentType]
+        PruningSchedule(settings.sparsity, begin, end, shape=shape),  # pyright: ignore[reportArgumentType]
         updates=settings.updates,
         prunable=PRUNABLE,
         pattern=settings.pattern,

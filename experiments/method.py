@@ -69,6 +69,12 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
     names = "batch_size schedule warmup weight_decay max_length limit_train dtype seed evaluations".split()
     if planned.target_step:
         names += "steps scope target_at sparsity_schedule updates epochs learning_rate augment".split()
+    if method == "cofi":
+        names += "gates before after gate_learning_rate gate_start dual_learning_rate penalty stiffness".split()
+        names += "train_embeddings prune_vocabulary".split()
+    if getattr(settings, "coupling", "none") != "none":
+        names += "coupling auxiliary auxiliary_seed auxiliary_rows share share_depth when surgery surgery_on".split()
+        names += "surgery_parts auxiliary_weight auxiliary_schedule auxiliary_mixing tie".split()
     if settings.teacher is None:  # fine-tuned by the run itself
         names += "teacher_steps teacher_epochs teacher_learning_rate".split()
     made = {name: getattr(settings, name) for name in names} | planned.details | {"data": prepared.data.fingerprint}

@@ -13,9 +13,11 @@ from experiments.method import count_steps
 from experiments.prepare import Prepared
 from experiments.record import say, write_json
 from experiments.run import get_teacher, predict_rows
+from experiments.sequential import PRUNING
 from experiments.settings import teacher_settings
 from experiments.structured import run_structured
 from experiments.transfer_settings import TransferSettings
+from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.data.loader import Encoded, eval_batches
 from kaprune_jax.deploy.model import Model
@@ -57,7 +59,7 @@ def rank(
             row["leep"] = leep(np.asarray(jax.nn.softmax(logits, axis=-1)), labels)
         row["overlap"] = None
         if masks is not None:
-            place = out / f"short-{auxiliary.name}"
+            place = out / f"short-auxiliary-{auxiliary.name}"
             theirs = _short_masks(settings, other, target, auxiliary.teacher, place, should_stop)
             row["overlap"] = mask_overlap(masks, theirs)["mean"]
         table.append(row)
@@ -84,7 +86,10 @@ def _knn(model: Model, rows: Encoded, labels: np.ndarray) -> float:
     features = np.zeros((len(rows.input_ids), model.config.hidden_size), np.float32)
     for numbers, batch in eval_batches(rows, batch_size=32):
         features[numbers] = np.asarray(pooled(model.params, batch))[: len(numbers)]
-    return knn_score(features, labels)
+    try:
+        return knn_score(features, labels)
+    except ValueError as error:
+        raise InputError(f"--rank: {error}") from None
 
 
 def _short_masks(
@@ -97,7 +102,7 @@ def _short_masks(
 ) -> dict[str, np.ndarray]:
     """What a short run with gates on a task alone would keep."""
     own = prepared.settings
-    changes = {name: getattr(settings, name) for name in ("sparsity", "gates", "target_at", "gate_learning_rate")}
+    changes = {name: getattr(settings, name) for name in PRUNING}
     steps = max(20, round(count_steps(target, dense=False) * SHORT))
     short = dataclasses.replace(own, method="cofi", steps=steps, **changes)
     parts = run_structured(

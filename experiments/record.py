@@ -96,11 +96,10 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
     Raises:
       InputError: the folder holds a run with other settings, or cannot be written.
     """
-    config = (
-        dataclasses.asdict(settings)
-        | details
-        | {"command": shlex.join(["python", "-m", settings.MODULE, *sys.argv[1:]])}
-    )
+    program = Path(sys.argv[0]).stem
+    module = f"experiments.{program}" if program in ("glue", "transfer") else settings.MODULE
+    config = dataclasses.asdict(settings) | details
+    config["command"] = shlex.join(["python", "-m", module, *sys.argv[1:]])
     if (folder / "config.json").is_file():
         old, before = read_json(folder / "config.json"), read_json(folder / "env.json")
         different = [name for name in config if name not in _FREE and old.get(name) != config[name]]
@@ -110,8 +109,8 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
             raise InputError(
                 f"--resume: {folder} was started with --{name.replace('_', '-')} {old.get(name)}, now {config[name]}"
             )
-        for name in ("data", "model", "teacher", "augmented rows"):
-            if before.get(name) != env[name]:
+        for name in ("data", "model", "teacher", "augmented rows", "auxiliary"):
+            if before.get(name) != env.get(name):
                 raise InputError(f"--resume: {folder} was started with another {name}: its content has changed since")
         if different:
             name = different[0]
@@ -131,7 +130,7 @@ class Recorder:
     def __init__(self, folder: Path, phase: str, title: str, steps: int):
         """Args:
         folder: the run folder.
-        phase: "teacher" or "prune".
+        phase: "teacher", "prune" or "after".
         title: what to call the run on the terminal.
         steps: of the whole phase.
         """

@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.coupled import Auxiliary
 from experiments.joint import run_joint
+from experiments.method import count_steps
 from experiments.prepare import Prepared
 from experiments.structured import run_structured
 from experiments.transfer_settings import TransferSettings
@@ -15,10 +16,12 @@ from kaprune_jax.deploy.folder import load
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.transfer.sharing import make_store, parts_of, shares_gates, shares_weights
 
-_PRUNING = (
-    "sparsity scope target_at sparsity_schedule updates before after gates gate_learning_rate gate_start "
-    "dual_learning_rate penalty stiffness train_embeddings loss_weights temperature layer_map"
+PRUNING = (
+    "sparsity pattern scope target_at sparsity_schedule updates before after gates gate_learning_rate gate_start "
+    "dual_learning_rate penalty stiffness train_embeddings loss_weights temperature layer_map projection "
+    "regression_target learning_rate"
 ).split()
+"""Settings of pruning that an auxiliary task takes over from the target."""
 
 
 def carry_over(model: Model, source: Model, *, depth: int | None = None) -> Model:
@@ -26,13 +29,6 @@ def carry_over(model: Model, source: Model, *, depth: int | None = None) -> Mode
     parts = {"to": {"model": model.params}, "from": {"model": source.params}}
     store = make_store(parts, share="weights", target="from", depth=depth)
     return dataclasses.replace(model, params=parts_of(store, "to")["model"])
-
-
-def fine_tuned_start(prepared: Prepared, auxiliary: Auxiliary, settings: TransferSettings) -> Prepared:
-    """The target with a start that was fine-tuned on an auxiliary task, where weights are carried over."""
-    if not shares_weights(settings.share):
-        return prepared
-    return prepared._replace(start=carry_over(prepared.start, auxiliary.teacher, depth=settings.share_depth))
 
 
 def prune_first(
@@ -48,7 +44,7 @@ def prune_first(
     """Prunes on an auxiliary task into a run folder of its own; gives the parts that the target starts from."""
     if settings.share == "nothing":
         return first
-    own = {name: getattr(settings, name) for name in _PRUNING}
+    own = {name: getattr(settings, name) for name in PRUNING} | {"steps": count_steps(target, dense=False)}
     prepared = other._replace(settings=dataclasses.replace(other.settings, method=settings.method, **own))
     if settings.method == "cofi":
         parts = run_structured(
@@ -57,7 +53,7 @@ def prune_first(
     else:
         run_joint("sparsebert", prepared, folder, should_stop, teacher=auxiliary.teacher, dense=None, first=first)
         parts = {"model": load(folder / "model-last").params}
-    mine: dict[str, Any] = {"model": target.start.params} | ({"gates": parts["gates"]} if "gates" in parts else {})
+    mine: dict[str, Any] = {"model": target.start.params}
     if settings.method == "cofi":
         store = make_store(
             {"from": {key: parts[key] for key in ("model", "gates")}, "to": mine | {"gates": _fresh(settings, target)}},

@@ -208,6 +208,10 @@ def own_name(file: str) -> str:
 
 
 def _check(settings: Settings) -> None:
+    for field in dataclasses.fields(settings):
+        value, choices = getattr(settings, field.name), field.metadata["choices"]
+        if choices and value is not None and value not in choices:
+            raise InputError(f"--{field.name.replace('_', '-')} {value}: allowed: {', '.join(choices)}")
     for name, (low, high, allowed) in _RANGES.items():
         value = getattr(settings, name)
         if value is not None and not low <= value <= high:  # also refuses NaN

@@ -1,6 +1,5 @@
 """Runs the two parts of pruning with gates: the gated model, then the smaller one."""
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,11 @@ from experiments.coupled import (
     Auxiliary,
     CoupledBatches,
     Phases,
+    about,
+    coupling_figures,
     coupling_of,
     first_parts,
+    frozen_of,
     plan_cofi,
     smaller_optimizer,
 )
@@ -75,10 +77,10 @@ def run_structured(
       first: parts to start from ("model", "gates"), instead of the start's.
       gates_only: stop before the model is made smaller, and return its parts ("model", "gates") on the host instead.
     """
-    settings, began = prepared.settings, time.perf_counter()
+    settings = prepared.settings
     restart_peak()
     planned, where, constraint = plan_cofi(prepared, teacher)
-    open_run(folder, settings, planned.details, environment(prepared))
+    open_run(folder, settings, planned.details, environment(prepared) | about(auxiliaries))
     if (done := read_result(folder)) and not gates_only:
         return done
     target = prepared.data.name
@@ -102,7 +104,11 @@ def run_structured(
     coupling = coupling_of(settings, where)
     teachers = {name: fine_tuned.params for name, _, fine_tuned in everyone}
     gated = _Gated(prepared, planned, where, constraint, folder, target)
-    step = CountTraces(make_coupled_step(tasks, target, planned.tx, constraint=constraint, coupling=coupling))
+    step = CountTraces(
+        make_coupled_step(
+            tasks, target, planned.tx, constraint=constraint, coupling=coupling, frozen=frozen_of(settings)
+        )
+    )
     batches = CoupledBatches(
         target, prepared.train, auxiliaries, lambda number: where.name(number) in when, settings.seed
     )
@@ -137,8 +143,8 @@ def run_structured(
     tasks = {
         name: tasks[name]._replace(apply=smaller.apply_of(configs[name]), alive=smaller.alive) for name in store["own"]
     }
-    tx = optax.with_extra_args_support(smaller_optimizer(settings, where, planned.rate))
-    step_after = CountTraces(make_coupled_step(tasks, target, tx, coupling=coupling))
+    tx = optax.with_extra_args_support(smaller_optimizer(settings, where, planned.rate, target))
+    step_after = CountTraces(make_coupled_step(tasks, target, tx, coupling=coupling, frozen=frozen_of(settings)))
     turn = (where.gated + planned.steps) // 2 if getattr(settings, "coupling", "") == "sequential" else 0
     batches = CoupledBatches(
         target,
@@ -164,6 +170,7 @@ def run_structured(
         smaller.stage.save_model(state, "model-last")
     finally:
         smaller.stage.checkpoints.close()
+    seconds = smaller.stage.total_seconds()
     params = parts_of(state.params, target)["model"]
     speed = measure_speed((prepared.start.config, prepared.start.params), (smaller.shrunk.config, params), prepared)
     return write_result(
@@ -172,9 +179,9 @@ def run_structured(
         planned,
         smaller.stage,
         dense=dense,
-        seconds=gated.stage.seconds + time.perf_counter() - began,
+        seconds=seconds,
         compilations=step.count + step_after.count,
-        more={"removed": smaller.removed, "speed": speed},
+        more={"removed": smaller.removed, "speed": speed} | coupling_figures(settings, auxiliaries),
     )
 
 

@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -26,13 +27,18 @@ from kaprune_jax.deploy.weights import read_json
 _OURS = ("study", "cell", "out", "resume", "rank")
 _TEACHER = (
     "task data_dir source train_file dev_file text label model limit_train seed dtype pooling max_length batch_size "
-    "teacher_steps teacher_epochs teacher_learning_rate schedule warmup weight_decay"
+    "evaluations teacher_steps teacher_epochs teacher_learning_rate schedule warmup weight_decay"
 ).split()
 _OTHER = (
     "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_rows auxiliary_seed data_dir source model dtype "
-    "pooling max_length batch_size schedule warmup weight_decay"
+    "pooling max_length batch_size evaluations auxiliary_teacher_steps schedule warmup weight_decay"
 ).split()
-_HEAVY = ("ckpt", "ckpt-after", "model-last", "teacher/ckpt", "teacher/model-last", "augmented.jsonl.gz")
+_COUPLED = (
+    "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_seed auxiliary_rows auxiliary_teacher_steps "
+    "auxiliary_teacher surgery surgery_on surgery_parts share share_depth when auxiliary_weight auxiliary_schedule "
+    "auxiliary_mixing tie"
+).split()
+_HEAVY = ("ckpt", "ckpt-after", "model-last", "teacher/ckpt", "teacher/model-last")
 
 
 def read_cells(file: str) -> tuple[Path, list[dict[str, Any]]]:
@@ -43,7 +49,7 @@ def read_cells(file: str) -> tuple[Path, list[dict[str, Any]]]:
     """
     raw = read_json(Path(file))
     unknown = set(raw) - {"out", "base", "grids"}
-    if unknown or not isinstance(raw.get("out"), str) or not isinstance(raw.get("grids"), list):
+    if unknown or not isinstance(raw.get("out"), str) or not isinstance(raw.get("grids"), list) or not raw["grids"]:
         raise InputError(f"--study {file}: an object with out, base and grids is needed")
     hints = get_type_hints(TransferSettings)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(TransferSettings)}
@@ -68,6 +74,8 @@ def read_cells(file: str) -> tuple[Path, list[dict[str, Any]]]:
         for values in itertools.product(*grid.values()):
             flags = {**base, **dict(zip(grid, values, strict=True))}
             cell = {name: check(name, value) for name, value in flags.items()}
+            if cell.get("coupling") == "none":  # is the same whatever it is not coupled with
+                cell = {name: value for name, value in cell.items() if name not in _COUPLED}
             if cell not in cells:
                 cells.append(cell)
     return Path(raw["out"]), cells
@@ -120,7 +128,7 @@ def _resolve(cell: dict[str, Any], varied: list[str], out: Path, file: str) -> T
         raise InputError(f"--study {file}: cell {json.dumps(cell)}: {error}") from None
     if "," in settings.coupling:
         raise InputError(f"--study {file}: coupling={settings.coupling!r}; one in each cell is needed")
-    name = "-".join(_short(cell[name]) for name in varied if name in cell)
+    name = "-".join(_short(cell[name]) for name in varied if name in cell) or settings.coupling
     return dataclasses.replace(settings, out=str(out / "cells" / f"{name}-{_digest(cell)}"), resume=True)
 
 
@@ -129,7 +137,7 @@ def _run_cell(settings: TransferSettings, folder: Path, out: Path, should_stop: 
     from experiments.prepare import prepare
     from experiments.report import write_report
     from experiments.source import load_task
-    from experiments.transfer import check, run_coupling
+    from experiments.transfer import check, get_target_teacher, run_coupling
 
     prepared = prepare(settings, data=load_task(settings), **LENGTHS)
     check(settings, prepared)
@@ -137,10 +145,30 @@ def _run_cell(settings: TransferSettings, folder: Path, out: Path, should_stop: 
     if settings.coupling != "none":
         others = prepare_auxiliaries(settings, prepared)
         place = out / "teachers" / f"auxiliary-{_digest({name: getattr(settings, name) for name in _OTHER})}"
+        _make_once(place, lambda work: get_auxiliaries(settings, others, work, should_stop))
         auxiliaries = get_auxiliaries(settings, others, place, should_stop)
     teachers = out / "teachers" / f"target-{_digest({name: getattr(settings, name) for name in _TEACHER})}"
+    if settings.teacher is None:
+        alone = prepared._replace(settings=dataclasses.replace(settings, coupling="none"))
+        _make_once(teachers, lambda work: get_target_teacher(alone, [], (), work, work, should_stop))
     run_coupling(prepared, auxiliaries, others, folder, teachers, should_stop)
     write_report(folder)
+
+
+def _make_once(place: Path, make: Callable[[Path], object]) -> None:
+    """Makes a folder under a name of its own, then gives it its place, unless another process has been faster."""
+    if place.is_dir():
+        return
+    work = place.with_name(f".{place.name}-{socket.gethostname()}-{os.getpid()}")
+    try:
+        make(work)
+        if work.is_dir():
+            work.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _compile_once(out: Path) -> None:

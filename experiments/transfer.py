@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.command import Stop, run_command
-from experiments.transfer_settings import TransferSettings, coupled_phases, couplings, parse, resolve
+from experiments.transfer_settings import COUPLINGS, TransferSettings, coupled_phases, couplings, parse, resolve
 
 ShouldStop = Callable[[], bool]
 
@@ -23,29 +23,28 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
 
         return run_study(settings, should_stop)
     from experiments.auxiliary import LENGTHS, get_auxiliaries, prepare_auxiliaries
-    from experiments.coupled import plan_cofi
     from experiments.prepare import prepare
     from experiments.ranking import rank
     from experiments.record import say
     from experiments.report import write_comparison, write_report
+    from experiments.source import load_task
     from experiments.summary import summary
 
-    prepared = prepare(settings, **LENGTHS)
-    others = prepare_auxiliaries(settings, prepared)
-    check(settings, prepared)
-    if settings.method == "cofi":
-        plan_cofi(prepared, prepared.teacher)  # says what does not fit before anything is written
+    check_folder(settings)
+    prepared = prepare(settings, data=load_task(settings), **LENGTHS)
+    assert settings.out is not None
+    out, wanted = Path(settings.out), couplings(settings)
+    others = prepare_auxiliaries(settings, prepared) if settings.rank or wanted != ("none",) else []
+    check(settings, prepared)  # says what does not fit before anything is written
     data = prepared.data
     say(f"target {data.name}: {len(data.train.texts)} training rows, {len(data.dev.texts)} dev rows, {data.kind}")
     for other in others:
         say(f"auxiliary {other.data.name}: {len(other.data.train.texts)} training rows")
     for note in prepared.notes:
         say(f"note: {note}")
-    assert settings.out is not None
-    out, wanted = Path(settings.out), couplings(settings)
     if settings.rank:
         return rank(settings, prepared, others, out, should_stop)
-    auxiliaries = get_auxiliaries(settings, others, out, should_stop) if wanted != ("none",) else []
+    auxiliaries = get_auxiliaries(settings, others, out, should_stop)
     results = {}
     for coupling in wanted:
         own = prepared._replace(settings=dataclasses.replace(settings_of(prepared), coupling=coupling))
@@ -72,6 +71,9 @@ def check(settings: TransferSettings, prepared: Any) -> None:
     Raises:
       InputError: more layers shared than there are, or a batch that surgery cannot divide.
     """
+    from experiments.coupled import phases, plan_cofi
+    from experiments.method import plan
+    from experiments.voting import voted_parts
     from kaprune_jax._errors import InputError
 
     layers = prepared.start.config.num_hidden_layers
@@ -83,6 +85,34 @@ def check(settings: TransferSettings, prepared: Any) -> None:
             f"--surgery-parts {settings.surgery_parts}: a batch of {size} target rows cannot be cut into so many equal "
             "parts"
         )
+    if settings.method == "cofi":
+        plan_cofi(prepared, prepared.teacher)
+    else:
+        phases(settings, plan("sparsebert", prepared, prepared.teacher).steps)
+    if settings.init_from is not None:
+        voted_parts(settings, prepared)
+
+
+def check_folder(settings: TransferSettings) -> None:
+    """Whether the run folder can be made, or, with --resume, gone on with.
+
+    Raises:
+      InputError: it holds something else, cannot be written, or there is nothing to resume.
+    """
+    from experiments.prepare import check_out
+    from kaprune_jax._errors import InputError
+
+    assert settings.out is not None
+    out, wanted = Path(settings.out), couplings(settings)
+    if not settings.resume:
+        return check_out(settings)
+    if not out.is_dir() or not any(out.rglob("config.json")):
+        raise InputError(f"--resume: {out} is no run folder: there is nothing to go on with")
+    inside = [name for name in COUPLINGS if (out / name / "env.json").is_file()]
+    if (out / "config.json").is_file() and len(wanted) > 1:
+        raise InputError(f"--resume: {out} is a run of one coupling; --coupling {settings.coupling} names several")
+    if inside and (len(wanted) == 1 or not set(inside) <= set(wanted)):
+        raise InputError(f"--resume: {out} holds runs of {', '.join(inside)}; --coupling is {settings.coupling}")
 
 
 class Beginning(NamedTuple):
@@ -177,17 +207,24 @@ def begin_sequential(
     "before": the target's start, and so its teacher, is the encoder fine-tuned on them (STILT, Phang et al., 2018,
     arXiv:1811.01088). "prune": gates or masks are learned on them first. What goes on to the target is what is shared.
     """
-    from experiments.sequential import carry_over, fine_tuned_start, prune_first
+    from experiments.auxiliary import fine_tune
+    from experiments.sequential import carry_over, prune_first
+    from kaprune_jax.transfer.sharing import shares_weights
 
     settings, when = settings_of(prepared), coupled_phases(settings_of(prepared))
     parts = None
-    for auxiliary, other in zip(auxiliaries, others, strict=True):
-        if "before" in when:
-            prepared = fine_tuned_start(prepared, auxiliary, settings)
+    for number, (auxiliary, other) in enumerate(zip(auxiliaries, others, strict=True)):
+        if "before" in when and shares_weights(settings.share):
+            if number:  # goes on from what the one before has left
+                other = other._replace(start=carry_over(other.start, prepared.start, depth=settings.share_depth))
+                place = folder / f"teacher-{auxiliary.name}"
+                auxiliary = auxiliary._replace(teacher=fine_tune(other, place, should_stop))
+            start = carry_over(prepared.start, auxiliary.teacher, depth=settings.share_depth)
+            prepared = prepared._replace(start=start)
+            other = other._replace(start=carry_over(other.start, start, depth=settings.share_depth))
         if "prune" in when:
             place = folder / f"first-{auxiliary.name}"
-            own = other._replace(start=carry_over(other.start, prepared.start)) if "before" in when else other
-            parts = prune_first(settings, own, auxiliary, prepared, place, should_stop, first=parts)
+            parts = prune_first(settings, other, auxiliary, prepared, place, should_stop, first=parts)
     return Beginning(prepared, parts)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 from typing import ClassVar
 
 from experiments.flags import flag
@@ -10,7 +11,7 @@ from experiments.flags import parse as parse_flags
 from experiments.settings import Settings
 from experiments.settings import resolve as resolve_main
 from kaprune_jax._errors import InputError
-from kaprune_jax.transfer.sharing import SHARE, Share
+from kaprune_jax.transfer.sharing import SHARE, Share, shares_gates
 
 COUPLINGS = ("none", "sequential", "joint", "surgery")
 PHASES = ("before", "prune", "after")
@@ -33,6 +34,7 @@ class TransferSettings(Settings):
     auxiliary_label: str = flag("label column of auxiliary files", "label")
     auxiliary_seed: int | None = flag("of the auxiliary tasks' rows, order and teachers [--seed]", None)
     auxiliary_rows: int | None = flag("use so many rows of each auxiliary task, drawn by the seed [all]", None)
+    auxiliary_teacher_steps: int | None = flag("optimizer steps while they are fine-tuned, >= 1 [by task]", None)
     auxiliary_teacher: str | None = flag(
         "their teachers, comma-separated run or model folders [fine-tuned first]", None
     )
@@ -81,6 +83,10 @@ def resolve(settings: TransferSettings) -> TransferSettings:
     Raises:
       InputError: a value that is not allowed, naming flag, value and what is.
     """
+    if settings.study is not None:
+        return _only_a_study(settings)
+    if settings.cell is not None:
+        raise InputError(f"--cell {settings.cell}: slices of a study, so only with --study FILE")
     if settings.method not in ("cofi", "sparsebert"):
         raise InputError(f"--method {settings.method}: allowed here: cofi, sparsebert")
     if settings.augment is not None:
@@ -95,6 +101,7 @@ def resolve(settings: TransferSettings) -> TransferSettings:
         raise InputError(f"--auxiliary {settings.auxiliary}: {settings.train_file} is the target's own file")
     ranges = {
         "auxiliary_seed": (0, 2**31 - 1, "a whole number in [0, 2147483647]"),
+        "auxiliary_teacher_steps": (1, math.inf, "a whole number >= 1"),
         "auxiliary_rows": (1, math.inf, "a whole number >= 1"),
         "surgery_parts": (1, math.inf, "a whole number >= 1"),
         "share_depth": (1, math.inf, "a whole number >= 1"),
@@ -111,6 +118,20 @@ def resolve(settings: TransferSettings) -> TransferSettings:
         raise InputError(
             f"--auxiliary-teacher {resolved.auxiliary_teacher}: one for each of {', '.join(names)} is needed, in order"
         )
+    masks = resolved.method == "sparsebert"
+    if masks and resolved.scope == "global" and resolved.coupling != "none":
+        raise InputError("--scope global ranks the copies of both tasks together; use matrix")
+    if masks and resolved.share_depth is not None and "sequential" in couplings(resolved):
+        raise InputError(f"--share-depth {resolved.share_depth}: not with sparsebert one task after the other")
+    if resolved.tie and (masks or shares_gates(resolved.share)):
+        raise InputError(f"--tie {resolved.tie}: for gates of their own; use --method cofi, --share weights or nothing")
+    idle = {"gates": ("weights", "nothing"), "weights": ("gates", "nothing"), "both": ("nothing",)}
+    if "surgery" in couplings(resolved) and resolved.share in idle[resolved.surgery_on]:
+        raise InputError(
+            f"--surgery-on {resolved.surgery_on}: with --share {resolved.share} there is nothing to filter"
+        )
+    if resolved.init_from is not None and "sequential" in couplings(resolved):
+        raise InputError(f"--init-from {resolved.init_from}: sequential coupling has first gates of its own")
     if resolved.init_from is not None and resolved.method != "cofi":
         raise InputError(f"--init-from {resolved.init_from}: votes on gates, so only with --method cofi")
     if resolved.auxiliary_seed is None:
@@ -121,6 +142,15 @@ def resolve(settings: TransferSettings) -> TransferSettings:
     return resolved
 
 
+def _only_a_study(settings: TransferSettings) -> TransferSettings:
+    """The settings of a study, whose file has all the others."""
+    for field in dataclasses.fields(settings):
+        if field.name not in ("study", "cell") and getattr(settings, field.name) != field.default:
+            flag_name = field.name.replace("_", "-")
+            raise InputError(f"--{flag_name}: not beside --study {settings.study}; put it into the file")
+    return settings
+
+
 def auxiliary_names(settings: TransferSettings) -> tuple[str, ...]:
     """The names of the auxiliary tasks.
 
@@ -128,8 +158,11 @@ def auxiliary_names(settings: TransferSettings) -> tuple[str, ...]:
       InputError: none, an empty one, or one named twice.
     """
     names = tuple(part.split("=", 1)[0] for part in settings.auxiliary.split(","))
-    if not all(names) or len(set(names)) < len(names):
-        raise InputError(f"--auxiliary {settings.auxiliary!r}: task names or NAME=FILE, each once, comma-separated")
+    if not all(re.fullmatch(r"[A-Za-z0-9._+-]+", name) for name in names) or len(set(names)) < len(names):
+        raise InputError(
+            f"--auxiliary {settings.auxiliary!r}: task names or NAME=FILE, each once, comma-separated; a name has "
+            "letters, digits, and . _ + -"
+        )
     return names
 
 

@@ -4,6 +4,7 @@ L = L_target + λ(t) L_auxiliary + constraint (Dery, Grangier and Hannun, 2023, 
 loss that of distillation from its own teacher, and the constraint that of `kaprune_jax.l0.lagrangian`.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from kaprune_jax._tree import path_string
 from kaprune_jax._typing import Params
 from kaprune_jax.distill.objective import DistillConfig, objective
 from kaprune_jax.l0.gates import expected_sparsity, sample_gates, sparsity_of, still_gates
@@ -102,6 +104,7 @@ def make_coupled_step(
     *,
     constraint: Constraint | None = None,
     coupling: Coupling = Coupling(),  # noqa: B008
+    frozen: str | None = None,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Builds `step(state, teachers, batches) -> (state, metrics)`, to be jitted with the state donated.
 
@@ -116,7 +119,10 @@ def make_coupled_step(
         `prunable` that fits a store's paths, ".*encoder/.*/kernel".
       constraint: of the gates; None without gates.
       coupling: of the auxiliary tasks.
+      frozen: a regular expression of paths that no gradient reaches, such as those of embeddings that stay.
     """
+
+    order = [target, *sorted(name for name in tasks if name != target)]  # the target's draws do not depend on others
 
     def step(state: TrainState, teachers: Mapping[str, Params], batches: Mapping[str, Mapping[str, Array]]):
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), 2)
@@ -125,13 +131,13 @@ def make_coupled_step(
         aimed = {name: _aim(tasks[name], teachers.get(name), batches[name]) for name in batches}
 
         def loss_of(params: Params, name: str, batch: Mapping[str, Array], aim):
-            parts, task = parts_of(params, name), tasks[name]
+            parts, task = parts_of(_still(params, frozen), name), tasks[name]
             values, alive = None, None if task.alive is None else jnp.asarray(task.alive)
             if constraint is not None:
                 values = _open_before(sample_gates(keys[0], parts["gates"]), state.step >= constraint.begin)
                 alive = _alive_layers(values, constraint.layout)
             inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-            dropout = jax.random.fold_in(keys[1], sorted(tasks).index(name))
+            dropout = jax.random.fold_in(keys[1], order.index(name))
             output = task.apply(parts["model"], *inputs, gates=values, dropout_key=dropout)
             return objective(
                 task.objective,
@@ -152,10 +158,11 @@ def make_coupled_step(
         else:
             (loss, terms), grads = value_and_grad(state.params, lead, batches[lead], aimed[lead])
         strength = coupling.strength(state.step) / max(len(auxiliary), 1)
+        mine = grads
         for name in auxiliary:
             (other, _), other_grads = value_and_grad(state.params, name, batches[name], aimed[name])
-            other_grads = _operate(coupling, grads, other_grads, basis)
-            grads = jax.tree.map(lambda mine, theirs: mine + strength * theirs, grads, other_grads)
+            other_grads = _operate(coupling, mine, other_grads, basis)
+            grads = jax.tree.map(lambda one, other: one + strength * other, grads, other_grads)
             terms = terms | {"auxiliary": terms.get("auxiliary", 0.0) + other / len(auxiliary)}
             loss = loss + strength * other
         asked = delivered = jnp.float32(0.0)
@@ -184,6 +191,15 @@ def make_coupled_step(
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     return step
+
+
+def _still(params: Params, frozen: str | None) -> Params:
+    """The parameters, with no gradient to those that are frozen."""
+    if frozen is None:
+        return params
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.lax.stop_gradient(leaf) if re.fullmatch(frozen, path_string(path)) else leaf, params
+    )
 
 
 def _aim(task: Task, teacher_params: Params, batch: Mapping[str, Array]):

@@ -1,5 +1,6 @@
 """Coupled pruning from flags to files, on an encoder that is small enough for a test."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,7 @@ import kaprune_jax as kp
 from experiments import transfer
 from experiments.coupled import CoupledBatches
 from kaprune_jax.models.bert import init_params
+from kaprune_jax.train.loop import fit
 
 QUICK = ["--steps", "20", "--teacher-steps", "4", "--batch-size", "8", "--evaluations", "1", "--log-every", "10"]
 QUICK += ["--learning-rate", "3e-3", "--allow-weak-teacher", "--sparsity", "0.7"]
@@ -73,21 +75,23 @@ def test_couplings_side_by_side(run, tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_sharing_nothing_is_the_run_without_coupling(run, tmp_path):
-    """Nothing shared, or no weight: the target is trained as if it were alone, to the same bits."""
+def test_sharing_nothing_or_no_weight_is_the_run_without_coupling(run, tmp_path):
     assert run("--coupling", "none", out="alone") == 0
     assert run("--coupling", "joint", "--share", "nothing", out="nothing") == 0
-    first, second = weights(tmp_path / "alone"), weights(tmp_path / "nothing")
-    assert first.keys() == second.keys()
+    assert run("--coupling", "joint", "--share", "gates", "--auxiliary-weight", "0", out="weightless") == 0
+    first = weights(tmp_path / "alone")
+    assert same(first, weights(tmp_path / "nothing"))
+    third = weights(tmp_path / "weightless")
+    assert first.keys() == third.keys()
     for name in first:
-        np.testing.assert_allclose(first[name], second[name], atol=1e-5)
+        np.testing.assert_allclose(first[name], third[name], atol=1e-5)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--share", "gates", "--tie", "0.1", "--auxiliary-schedule", "fade-out"],
+        ["--share", "weights", "--tie", "0.1", "--auxiliary-schedule", "fade-out"],
         ["--share", "both", "--share-depth", "1", "--when", "prune"],
         ["--coupling", "surgery", "--surgery", "attittud", "--surgery-on", "gates"],
         ["--coupling", "sequential", "--share", "gates", "--when", "prune"],
@@ -102,6 +106,32 @@ def test_every_axis_delivers_what_is_asked(run, tmp_path, flags):
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
     assert result["sparsity"]["encoder"] >= 0.69
     assert kp.load(tmp_path / "run").predict(["the film was good ."])[0].label in ("yes", "no")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", ["auxiliary teacher", "joint"])
+def test_interrupted_then_resumed_gives_the_same_bits(tiny, files, other, tmp_path, monkeypatch, capsys, place):
+    flags = ["--model", str(tiny), *files, *QUICK, "--auxiliary", f"other={other}", "--auxiliary-text", "text"]
+    flags += ["--auxiliary-label", "kind", "--auxiliary-teacher-steps", "4", "--coupling", "joint", "--when", "prune"]
+    assert transfer.main([*flags, "--out", str(tmp_path / "whole")]) == 0
+    module = "experiments.run.fit" if place == "auxiliary teacher" else "experiments.structured.fit"
+
+    def interrupted_fit(*arguments, **options):
+        steps = iter(range(100))
+        hooks = dataclasses.replace(options["hooks"], should_stop=lambda: next(steps) == 1)
+        return fit(*arguments, **{**options, "hooks": hooks})
+
+    monkeypatch.setattr(module, interrupted_fit)
+    assert transfer.main([*flags, "--out", str(tmp_path / "cut")]) == 130
+    assert "python -m experiments.transfer" in capsys.readouterr().err
+    monkeypatch.setattr(module, fit)
+    assert transfer.main([*flags, "--out", str(tmp_path / "cut"), "--share", "gates", "--resume"]) == (
+        0 if place == "auxiliary teacher" else 2
+    )
+    if place == "joint":
+        assert "--share both, now gates" in capsys.readouterr().err
+        assert transfer.main([*flags, "--out", str(tmp_path / "cut"), "--resume"]) == 0
+        assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
 @pytest.mark.long
@@ -177,7 +207,14 @@ def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
         (["--auxiliary-rows", "4"], ["fewer than a batch of 8"]),
         (["--tie", "-1"], ["--tie -1", ">= 0"]),
         (["--init-from", "nowhere/at/all"], ["nowhere/at/all"]),
-        (["--cell", "3/2", "--study", "no.json"], ["no.json"]),
+        (["--study", "no.json"], ["--study no.json", "put it into the file"]),
+        (["--cell", "1/2"], ["--cell 1/2", "--study FILE"]),
+        (["--auxiliary", "../x=f"], ["--auxiliary '../x=f'", "a name has letters"]),
+        (["--auxiliary", "mnli"], ["--auxiliary mnli", "--data-dir"]),
+        (["--tie", "0.1"], ["--tie 0.1", "own"]),
+        (["--coupling", "surgery", "--surgery-on", "gates", "--share", "weights"], ["--surgery-on gates", "nothing"]),
+        (["--method", "sparsebert", "--scope", "global"], ["--scope global"]),
+        (["--coupling", "sequential", "--init-from", "x"], ["--init-from x", "sequential"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else None,
 )
@@ -204,6 +241,9 @@ def test_the_target_cannot_be_its_own_help(run, files, tmp_path, capsys):
         ({"out": "x", "grids": [{"seed": ["three"]}]}, ["seed='three'", "int"]),
         ({"out": "x", "grids": [{"sparsity": [1.5]}]}, ["--sparsity 1.5", "cell"]),
         ({"grids": [{"seed": [1]}]}, ["out, base and grids"]),
+        ({"out": "x", "grids": []}, ["out, base and grids"]),
+        ({"out": "x", "grids": [{"share": ["bogus"]}]}, ["--share bogus", "allowed"]),
+        ({"out": "x", "grids": [{"surgery": ["pc-grad"]}]}, ["--surgery pc-grad", "allowed"]),
     ],
     ids=str,
 )
