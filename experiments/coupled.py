@@ -162,7 +162,7 @@ def with_rates(settings: Settings, where: Phases) -> Settings:
     """The rates of gates and multipliers filled in: what they can move in a run does not depend on its length."""
     steps = max(where.gated - where.before, 1)
     gates, duals = settings.gate_learning_rate, settings.dual_learning_rate
-    by_length = 0.01 if settings.penalty == "signed" else min(3000.0 / steps, settings.stiffness)
+    by_length = 0.01 if settings.penalty == "signed" else min(300.0 / steps, settings.stiffness)
     return dataclasses.replace(
         settings,
         gate_learning_rate=min(max(60.0 / steps, 0.01), 0.3) if gates is None else gates,

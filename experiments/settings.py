@@ -81,14 +81,14 @@ class Settings:
     )
     gate_start: float = _flag("cofi: probability that a gate is open at the start, in (0, 1)", 0.998)
     dual_learning_rate: float | None = _flag(
-        "cofi: of the multipliers of the sparsity constraint, > 0 [3000 / steps with gates; 0.01 for signed]", None
+        "cofi: of the multipliers of the sparsity constraint, > 0 [300 / steps with gates; 0.01 for signed]", None
     )
     penalty: str = _flag(
         "cofi: of the sparsity constraint: signed (CoFi's) or augmented (acts at once)",
         "augmented",
         choices=("signed", "augmented"),
     )
-    stiffness: float = _flag("cofi: of the augmented penalty, > 0", 10.0)
+    stiffness: float = _flag("cofi: of the augmented penalty, > 0", 500.0)
     prune_vocabulary: bool = _flag("cofi: deliver only the tokens that training or dev rows use", False)
     train_embeddings: bool = _flag("cofi: train the embeddings too", False)
     regression_target: str | None = _flag(

@@ -149,7 +149,7 @@ def _run_cell(settings: TransferSettings, folder: Path, out: Path, should_stop: 
         auxiliaries = get_auxiliaries(settings, others, place, should_stop)
     teachers = out / "teachers" / f"target-{_digest({name: getattr(settings, name) for name in _TEACHER})}"
     if settings.teacher is None:
-        alone = prepared._replace(settings=dataclasses.replace(settings, coupling="none"))
+        alone = prepared._replace(settings=dataclasses.replace(prepared.settings, coupling="none"))
         _make_once(teachers, lambda work: get_target_teacher(alone, [], (), work, work, should_stop))
     run_coupling(prepared, auxiliaries, others, folder, teachers, should_stop)
     write_report(folder)

@@ -157,7 +157,7 @@ def test_candidates_are_ranked_with_none_among_them(run, tmp_path, capsys):
 def test_a_study_runs_its_cells_once_and_in_slices(run, files, other, teachers, tiny, tmp_path, capsys):
     base = {"train_file": files[1], "dev_file": files[3], "model": str(tiny), "auxiliary": f"other={other}"}
     base |= {"auxiliary_text": "text", "auxiliary_label": "kind", "steps": 20, "teacher_steps": 4, "batch_size": 8}
-    base |= {"teacher": str(teachers[0]), "auxiliary_teacher": str(teachers[1]), "evaluations": 1, "sparsity": 0.7}
+    base |= {"auxiliary_teacher": str(teachers[1]), "evaluations": 1, "sparsity": 0.7, "when": "prune"}
     grid = {"coupling": ["none", "joint"], "seed": [0, 1]}
     file = tmp_path / "study.json"
     file.write_text(json.dumps({"out": str(tmp_path / "study"), "base": base, "grids": [grid, grid]}), "utf-8")
@@ -167,6 +167,7 @@ def test_a_study_runs_its_cells_once_and_in_slices(run, files, other, teachers, 
     assert transfer.main(["--study", str(file)]) == 0
     assert len(list(cells.glob("*/result.json"))) == 4
     assert not list(cells.glob("*/ckpt"))
+    assert len(list((tmp_path / "study" / "teachers").iterdir())) == 2  # one for each seed
     assert (tmp_path / "study" / "study.html").is_file()
     assert "joint" in (tmp_path / "study" / "study.md").read_text("utf-8")
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")}
