@@ -9,14 +9,17 @@ from kaprune_jax.l0.layout import Gates, Layout
 
 Values = dict[str, np.ndarray]
 
+_EDGE = float(np.log(-LEFT / RIGHT))  # a gate with a lower log α is closed without noise
+
 
 def finalize(gates: Gates, layout: Layout, sparsity: float) -> Values:
-    """Closes gates in the order of their log α until the sparsity is at least the asked one.
+    """Closes gates until the sparsity is at least the asked one, and less than the smallest piece above it.
 
-    Gates are opened from the highest log α down as long as they fit the budget; what is left of it is filled with the
-    pieces, by their log α, that still fit. So the sparsity is at least the asked one, and less above it than the
-    smallest piece (an FFN unit, for BERT). A gate that is opened although it is closed without noise, which after
-    training are few, gets the value at the edge.
+    First those that are closed without noise. Where that is not enough, the fine pieces (units of the feed-forward
+    networks, for BERT) with the lowest log α: a head that has stayed open against the constraint's pull, which is
+    stronger by the number of its weights, is worth more than units of the same log α. Only where no fine pieces are
+    left, all gates by their log α. What the budget leaves is filled with the pieces, by their log α, that still fit; a
+    gate that is opened so gets the value at the edge.
 
     Args:
       gates: log α by family; families left out are open.
@@ -53,18 +56,23 @@ def finalize(gates: Gates, layout: Layout, sparsity: float) -> Values:
     if count_size(open_gates(first(0)), layout) > budget:
         reach = 1.0 - count_size(open_gates(first(0)), layout) / layout.full_size
         raise ValueError(f"sparsity={sparsity}: gates {', '.join(names)} reach at most {reach:.4f}")
-    low, high = 0, len(flat)  # `low` fit, `high` + 1 do not or do not exist
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if count_size(open_gates(first(middle)), layout) <= budget else (low, middle - 1)
-    chosen = first(low)
+    chosen = flat > _EDGE  # what is open without noise
 
     def size() -> int:
         return count_size(open_gates(chosen), layout)
 
-    _fill(chosen, order[low:], budget, size)
     finest = max(names, key=lambda name: layout.gate(name).size)
-    _trade(chosen, order, np.repeat(names, np.diff(ends, prepend=0)), finest, budget, size)
+    family = np.repeat(names, np.diff(ends, prepend=0))
+    _close_lowest(chosen, order[family[order] == finest], budget, size)
+    if size() > budget:  # the fine pieces are not enough: all families by their log α
+        low, high = 0, len(flat)  # `low` fit, `high` + 1 do not or do not exist
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = count_size(open_gates(first(middle)), layout) <= budget
+            low, high = (middle, high) if fits else (low, middle - 1)
+        chosen[:] = first(low)
+    _fill(chosen, order, budget, size)
+    _trade(chosen, order, family, finest, budget, size)
     values = _without_idle(open_gates(chosen), layout)
     if count_size(values, layout) == 0:
         raise ValueError(f"sparsity={sparsity}: nothing would be left; a smaller one is needed")
@@ -94,6 +102,17 @@ def alive(values: Mapping[str, np.ndarray], layout: Layout, axis: str) -> np.nda
     return there
 
 
+def _close_lowest(chosen: np.ndarray, fine: np.ndarray, budget: int, size: Callable[[], int]) -> None:
+    """Closes as many of the open fine pieces, given from the highest log α down, as the budget asks for."""
+    fine = fine[chosen[fine]][::-1]
+    low, high = 0, len(fine)
+    while low < high:
+        middle = (low + high) // 2
+        chosen[fine] = np.arange(len(fine)) >= middle
+        low, high = (middle + 1, high) if size() > budget else (low, middle)
+    chosen[fine] = np.arange(len(fine)) >= low
+
+
 def _fill(chosen: np.ndarray, rest: np.ndarray, budget: int, size: Callable[[], int]) -> None:
     """Opens those of the other gates, in their order, that make the model larger and still fit, until none does."""
     before, now = -1, size()
@@ -121,13 +140,7 @@ def _trade(
         firsts = closed[np.sort(np.unique(family[closed], return_index=True)[1])]
         for place in firsts:
             chosen[place] = True
-            fine = order[chosen[order] & (family[order] == finest)][::-1]
-            low, high = 0, len(fine)  # so many of the lowest fine pieces are closed
-            while low < high:
-                middle = (low + high) // 2
-                chosen[fine] = np.arange(len(fine)) >= middle
-                low, high = (middle + 1, high) if size() > budget else (low, middle)
-            chosen[fine] = np.arange(len(fine)) >= low
+            _close_lowest(chosen, order[family[order] == finest], budget, size)
             if 0 <= budget - size() < left:
                 break
             chosen[:] = before
@@ -148,5 +161,5 @@ def _without_idle(values: Values, layout: Layout) -> Values:
 
 def _still(log_alpha: np.ndarray) -> np.ndarray:
     """The gates without noise, those that would be closed at the edge of being open."""
-    at_least = np.maximum(log_alpha, np.log(-LEFT / RIGHT) + 0.1)
+    at_least = np.maximum(log_alpha, _EDGE + 0.1)
     return np.clip((RIGHT - LEFT) / (1.0 + np.exp(-at_least)) + LEFT, 0.0, 1.0)
