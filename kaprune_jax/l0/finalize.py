@@ -57,19 +57,20 @@ def finalize(gates: Gates, layout: Layout, sparsity: float) -> Values:
         reach = 1.0 - count_size(open_gates(first(0)), layout) / layout.full_size
         raise ValueError(f"sparsity={sparsity}: gates {', '.join(names)} reach at most {reach:.4f}")
     chosen = flat > _EDGE  # what is open without noise
+    natural = int(chosen.sum())
+    finest = max(names, key=lambda name: layout.gate(name).size)
+    family = np.repeat(names, np.diff(ends, prepend=0))
 
     def size() -> int:
         return count_size(open_gates(chosen), layout)
 
-    finest = max(names, key=lambda name: layout.gate(name).size)
-    family = np.repeat(names, np.diff(ends, prepend=0))
     _close_lowest(chosen, order[family[order] == finest], budget, size)
-    if size() > budget:  # the fine pieces are not enough: all families by their log α
-        low, high = 0, len(flat)  # `low` fit, `high` + 1 do not or do not exist
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = count_size(open_gates(first(middle)), layout) <= budget
-            low, high = (middle, high) if fits else (low, middle - 1)
+    low, high = 0, len(flat)  # of the highest log α, `low` fit the budget, `high` + 1 do not or do not exist
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = count_size(open_gates(first(middle)), layout) <= budget
+        low, high = (middle, high) if fits else (low, middle - 1)
+    if size() > budget or low >= natural:  # no fine pieces are left, or all that is open fits
         chosen[:] = first(low)
     _fill(chosen, order, budget, size)
     _trade(chosen, order, family, finest, budget, size)

@@ -192,3 +192,11 @@ def test_heads_that_stayed_open_are_not_closed_for_units_of_a_higher_log_alpha()
     assert all((values[name] > 0).all() for name in ("attention", "ffn", "heads", "hidden"))
     lowest_open = gates["units"][values["units"] > 0].min()
     assert gates["units"][values["units"] == 0].max() <= lowest_open
+
+
+def test_gates_that_have_all_closed_are_opened_again_by_their_log_alpha():
+    gates = random_gates(MINILM, 5, middle=-6.0, spread=0.5)
+    layout = bert_layout(MINILM)
+    for sparsity in (0.5, 0.95):
+        over = layout.full_size * (1 - sparsity) - count_size(finalize(gates, layout, sparsity), layout)
+        assert 0 <= over < 2 * 384
