@@ -35,8 +35,8 @@ def build(shape: str, batch: int, length: int):
     apply, layout = make_apply(config), kp.bert_layout(config)
     teacher = {"task": init_params(config, jax.random.key(1))}
     data = {"task": make_batch(batch, length, sizes.vocab, 0) | {"labels": np.zeros(batch, np.int32)}}
-    settings = dataclasses.replace(Settings(), gate_learning_rate=0.1, dual_learning_rate=1.0)
-    tx = optax.with_extra_args_support(gated_optimizer(settings, lambda count: LEARNING_RATE))
+    settings = dataclasses.replace(Settings(), method="cofi", gate_learning_rate=0.1, dual_learning_rate=1.0)
+    tx = optax.with_extra_args_support(gated_optimizer(settings, lambda count: LEARNING_RATE, "task"))
     traces = {"without gates": 0, "with gates": 0}
 
     def stepper(name: str, constraint: Constraint | None):
