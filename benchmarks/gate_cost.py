@@ -16,7 +16,7 @@ import optax
 
 import experiments  # noqa: F401 (keeps freed memory, as training runs do)
 import kaprune_jax as kp
-from experiments.coupled import gated_optimizer
+from experiments.optimizers import gated_optimizer
 from experiments.settings import Settings
 from kaprune_jax.models.bert import init_params, make_apply
 from kaprune_jax.models.config import BertConfig

@@ -5,7 +5,6 @@ Steps are divided into three phases, "before" (all gates open), "prune" and "aft
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,24 +14,23 @@ import numpy as np
 import optax
 
 from experiments.method import Plan, count_steps, make_objective
+from experiments.optimizers import gated_optimizer
 from experiments.prepare import Prepared
 from experiments.settings import Settings, gate_names
 from kaprune_jax._errors import InputError
-from kaprune_jax._tree import path_string
 from kaprune_jax._typing import Params
 from kaprune_jax.data.loader import TrainBatches
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.distill.objective import DistillConfig, init_projection
-from kaprune_jax.l0.gates import init_gates, keep_in_bounds
+from kaprune_jax.l0.gates import init_gates, still_gates
 from kaprune_jax.l0.hard_concrete import LOWEST, keep_probability
-from kaprune_jax.l0.lagrangian import dual_ascent, init_duals
+from kaprune_jax.l0.lagrangian import init_duals
+from kaprune_jax.models.bert import make_apply
 from kaprune_jax.models.layout import bert_layout
-from kaprune_jax.train.optimizer import adamw, learning_rate
+from kaprune_jax.train.optimizer import learning_rate
 from kaprune_jax.train.step import PROJECTION
-from kaprune_jax.transfer.step import Constraint, Coupling
-
-FROZEN = r".*/model/embeddings/(word|position|token_type)/embedding"
-"""Paths in a store of what --train-embeddings would train."""
+from kaprune_jax.transfer.sharing import HEADS, Share, make_store, parts_of
+from kaprune_jax.transfer.step import Constraint, Coupling, Task
 
 
 class Auxiliary(NamedTuple):
@@ -190,91 +188,94 @@ def segment_rate(settings: Settings, where: Phases) -> optax.Schedule:
     return optax.join_schedules([over(where.gated), over(where.steps - where.gated)], [where.gated])
 
 
-def gated_optimizer(settings: Settings, rate: optax.Schedule, target: str) -> optax.GradientTransformation:
-    """AdamW for weights, Adam within bounds for log α, ascent for the multipliers; embeddings stay as they are."""
-    assert settings.gate_learning_rate is not None
-    assert settings.dual_learning_rate is not None
-    gates = optax.chain(optax.adam(settings.gate_learning_rate), keep_in_bounds())
-    duals = dual_ascent(settings.dual_learning_rate, kind=settings.penalty)  # pyright: ignore[reportArgumentType]
-    groups: dict[Any, optax.GradientTransformation] = {
-        "model": weights_optimizer(settings, rate, target),
-        "gates": gates,
-        "duals": duals,
-        "frozen": optax.set_to_zero(),
-    }
-    return optax.partition(groups, lambda params: _groups(params, frozen_of(settings)))
+class Team(NamedTuple):
+    """The target and its auxiliary tasks, ready for `make_coupled_step`.
 
-
-def smaller_optimizer(
-    settings: Settings, where: Phases, rate: optax.Schedule, target: str
-) -> optax.GradientTransformation:
-    """AdamW for the smaller model, whose count of steps starts anew."""
-    groups: dict[Any, optax.GradientTransformation] = {
-        "model": weights_optimizer(settings, lambda count: rate(count + where.gated), target),
-        "frozen": optax.set_to_zero(),
-    }
-    return optax.partition(groups, lambda params: _groups(params, frozen_of(settings)))
-
-
-def weights_optimizer(
-    settings: Settings, rate: optax.ScalarOrSchedule, target: str, *, clip: float = 1.0
-) -> optax.GradientTransformation:
-    """AdamW over a store behind a bound on the gradient's norm: one over what the target has, one for each other task.
-
-    So that a task that shares little does not shorten the target's steps.
+    Attributes:
+      tasks: by name.
+      store: their parameters.
+      teachers: parameters of their teachers.
     """
 
-    def shorten(updates, state, params=None):
-        squares: dict[str, Any] = {}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
-            owner = _owner(path, target)
-            squares[owner] = squares.get(owner, 0.0) + jnp.sum(jnp.square(leaf))
-        factors = {owner: jnp.minimum(1.0, clip / jnp.maximum(jnp.sqrt(sum), 1e-12)) for owner, sum in squares.items()}
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * factors[_owner(path, target)], updates), state
-
-    bound = optax.GradientTransformation(lambda params: optax.EmptyState(), shorten)
-    return optax.chain(bound, adamw(rate, weight_decay=settings.weight_decay, clip=0.0))
+    tasks: dict[str, Task]
+    store: Params
+    teachers: dict[str, Params]
 
 
-def frozen_of(settings: Settings) -> str | None:
-    """What no gradient reaches; with magnitude masks everything is trained, as in the main job."""
-    return FROZEN if settings.method == "cofi" and not settings.train_embeddings else None
-
-
-def _owner(path: tuple, target: str) -> str:
-    """The task a parameter of a store belongs to; what is shared is the target's."""
-    return path[1].key if path[0].key == "own" else target
-
-
-def _groups(params: Params, frozen: str | None) -> Params:
-    def group(path: tuple, _: Any) -> str:
-        part = path[2 if path[0].key == "own" else 1].key
-        if part in ("gates", "duals"):
-            return part
-        return "frozen" if frozen and re.fullmatch(frozen, path_string(path)) else "model"
-
-    return jax.tree_util.tree_map_with_path(group, params)
-
-
-def first_parts(
-    settings: Settings,
-    start: Model,
+def make_team(
+    prepared: Prepared,
     teacher: Model | None,
+    auxiliaries: Sequence[Auxiliary],
     objective: DistillConfig,
-    constraint: Constraint,
-    number: int,
-) -> Params:
-    """The parameters of one task at the start: its model, gates, multipliers and projection."""
-    parts: dict[str, Any] = {
-        "model": start.params,
-        "gates": init_gates(constraint.layout, enabled=gate_names(settings.gates), keep=settings.gate_start),
-        "duals": init_duals(),
-    }
-    if objective.projection and teacher is not None:
-        widths = (start.config.hidden_size, teacher.config.hidden_size)
-        key = jax.random.fold_in(jax.random.key(settings.seed), 1 + 10 * number)
-        parts[PROJECTION] = init_projection(*widths, key)
-    return parts
+    *,
+    share: Share,
+    depth: int | None,
+    first: Params | None,
+    constraint: Constraint | None = None,
+) -> Team:
+    """Tasks and first parameters of a run: models, projections, and with a constraint gates and multipliers.
+
+    Args:
+      prepared: the target.
+      teacher: the target's; None for a dense model.
+      auxiliaries: the other tasks.
+      objective: of every task.
+      share: what is common.
+      depth: in the first so many layers only.
+      first: {"model", "gates"} for the target to start from, but for its own head.
+      constraint: of the gates; None without.
+    """
+    settings, target = prepared.settings, prepared.data.name
+    everyone = [(target, prepared.start, teacher), *((each.name, each.start, each.teacher) for each in auxiliaries)]
+    parts: dict[str, Any] = {}
+    tasks, teachers = {}, {}
+    for number, (name, start, fine_tuned) in enumerate(everyone):
+        parts[name] = {"model": start.params}
+        if constraint is not None:
+            gates = init_gates(constraint.layout, enabled=gate_names(settings.gates), keep=settings.gate_start)
+            parts[name] |= {"gates": gates, "duals": init_duals()}
+        aim = None
+        if fine_tuned is not None and objective.needs_teacher:
+            aim, teachers[name] = make_apply(fine_tuned.config, dtype=settings.dtype), fine_tuned.params
+            if objective.projection:
+                key = jax.random.fold_in(jax.random.key(settings.seed), 1 + 10 * number)
+                widths = (start.config.hidden_size, fine_tuned.config.hidden_size)
+                parts[name][PROJECTION] = init_projection(*widths, key)
+        tasks[name] = Task(make_apply(start.config, dtype=settings.dtype), objective, aim)
+    if first:
+        encoder = {name: part for name, part in first["model"].items() if name not in HEADS}
+        parts[target]["model"] = {**prepared.start.params, **encoder}
+        if constraint is not None:
+            parts[target]["gates"] = first["gates"]
+    return Team(tasks, make_store(parts, share=share, target=target, depth=depth), teachers)
+
+
+def make_batches(
+    prepared: Prepared, auxiliaries: Sequence[Auxiliary], where: Phases, when: Sequence[str]
+) -> CoupledBatches:
+    """The batches of a run; in sequential coupling the auxiliary tasks have the first half of "after" to themselves."""
+    sequential = getattr(prepared.settings, "coupling", "") == "sequential"
+    turn = (where.gated + where.steps) // 2 if sequential else where.steps
+    return CoupledBatches(
+        prepared.data.name,
+        prepared.train,
+        auxiliaries,
+        lambda step: where.name(step) in when and step < turn,
+        prepared.settings.seed,
+        alone=lambda step: sequential,
+    )
+
+
+def make_predict(apply: Callable[..., Any], target: str, *, gated: bool = False) -> Callable[[Params, Any], Any]:
+    """The jitted evaluation pass of a task over a store, with its gates without noise where it has some."""
+
+    @jax.jit
+    def predict(store: Params, batch: Any):
+        parts = parts_of(store, target)
+        inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        return apply(parts["model"], *inputs, gates=still_gates(parts["gates"]) if gated else None).logits
+
+    return predict
 
 
 def coupling_of(settings: Any, where: Phases) -> Coupling:

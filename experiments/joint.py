@@ -1,6 +1,5 @@
 """Coupled runs without gates, in one part: a dense model of several tasks, or magnitude masks instead of gates."""
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,18 @@ import optax
 
 from experiments.coupled import (
     Auxiliary,
-    CoupledBatches,
     Phases,
     about,
     coupling_figures,
     coupling_of,
+    make_batches,
+    make_predict,
+    make_team,
     phases,
-    weights_optimizer,
 )
 from experiments.memory import restart_peak
 from experiments.method import Plan, plan
+from experiments.optimizers import weights_optimizer
 from experiments.prepare import Prepared
 from experiments.record import environment, open_run
 from experiments.results import read_result
@@ -28,15 +29,12 @@ from experiments.stage import Stage
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.folder import save
 from kaprune_jax.deploy.model import Model
-from kaprune_jax.distill.objective import init_projection
-from kaprune_jax.models.bert import make_apply
 from kaprune_jax.prune.magnitude import magnitude_pruning
 from kaprune_jax.prune.masks import sparsity
 from kaprune_jax.prune.schedules import PruningSchedule
-from kaprune_jax.train.loop import Hooks, fit
-from kaprune_jax.train.step import PROJECTION, TrainState, get_masks, init_state
-from kaprune_jax.transfer.sharing import HEADS, Share, make_store, parts_of, shares_gates
-from kaprune_jax.transfer.step import Task, make_coupled_step
+from kaprune_jax.train.step import TrainState, get_masks, init_state
+from kaprune_jax.transfer.sharing import Share, parts_of, shares_gates
+from kaprune_jax.transfer.step import make_coupled_step
 
 PRUNABLE = r"(shared|own/[^/]+)/model/encoder/.*/kernel"
 
@@ -70,7 +68,7 @@ def run_joint(
       when: the phases in which they take part; a dense run is all "before".
       first: {"model": ...} to start from; with "gates" among it, its zeros stay, as the mask.
     """
-    settings, began = prepared.settings, time.perf_counter()
+    settings = prepared.settings
     restart_peak()
     planned = plan(method, prepared, teacher)
     where = phases(settings, planned.steps) if method != "dense" else Phases(*[planned.steps] * 4)
@@ -80,33 +78,11 @@ def run_joint(
     if done := read_result(folder):
         return done
     target = prepared.data.name
-    everyone = [(target, prepared.start, teacher), *((each.name, each.start, each.teacher) for each in auxiliaries)]
-    parts, tasks = {}, {}
-    for number, (name, start, fine_tuned) in enumerate(everyone):
-        parts[name] = {"model": start.params}
-        distils = planned.objective.needs_teacher and fine_tuned is not None
-        if planned.objective.projection and fine_tuned is not None:
-            key = jax.random.fold_in(jax.random.key(settings.seed), 1 + 10 * number)
-            widths = (start.config.hidden_size, fine_tuned.config.hidden_size)
-            parts[name][PROJECTION] = init_projection(*widths, key)
-        tasks[name] = Task(
-            make_apply(start.config, dtype=settings.dtype),
-            planned.objective,
-            make_apply(fine_tuned.config, dtype=settings.dtype) if distils and fine_tuned else None,
-        )
-    if first:  # the head stays the task's own
-        encoder = {name: part for name, part in first["model"].items() if name not in HEADS}
-        parts[target] |= {"model": {**prepared.start.params, **encoder}}
-    store = make_store(parts, share=share, target=target, depth=depth)
+    team = make_team(prepared, teacher, auxiliaries, planned.objective, share=share, depth=depth, first=first)
     fixed = bool(first and "gates" in first)
     tx = _optimizer(method, settings, planned, where, target, share, depth, fixed=fixed)
-    step = CountTraces(make_coupled_step(tasks, target, tx, coupling=coupling_of(settings, where)))
-    apply = make_apply(prepared.start.config, dtype=settings.dtype)
-
-    @jax.jit
-    def predict(store: Params, batch: Any):
-        inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-        return apply(parts_of(store, target)["model"], *inputs).logits
+    step = CountTraces(make_coupled_step(team.tasks, target, tx, coupling=coupling_of(settings, where)))
+    predict = make_predict(team.tasks[target].apply, target)
 
     def masks_of(state: TrainState) -> Params | None:
         masks = get_masks(state.opt_state)
@@ -129,42 +105,17 @@ def run_joint(
         removed=lambda state: sparsity(masks_of(state) or {}),
         write=write,
     )
-    turn = (where.gated + planned.steps) // 2 if getattr(settings, "coupling", "") == "sequential" else 0
-    batches = CoupledBatches(
-        target,
-        prepared.train,
-        auxiliaries,
-        lambda number: where.name(number) in when and (not turn or number < turn),
-        settings.seed,
-        alone=lambda number: number < turn,
+    state = stage.train(
+        step,
+        init_state(team.store, tx, jax.random.fold_in(jax.random.key(settings.seed), 2)),
+        make_batches(prepared, auxiliaries, where, when),
+        settings=settings,
+        should_stop=should_stop,
+        teachers=team.teachers,
     )
-    try:
-        key = jax.random.fold_in(jax.random.key(settings.seed), 2)
-        state = stage.begin(init_state(store, tx, key), resume=settings.resume)
-        state = fit(
-            jax.jit(step, donate_argnums=0),
-            state,
-            batches,
-            steps=planned.steps,
-            hooks=Hooks(stage.on_log, stage.on_eval, stage.on_pause, should_stop),
-            teacher_params={name: model.params for name, _, model in everyone if model is not None},
-            log_every=settings.log_every,
-            eval_every=max(1, -(-planned.steps // settings.evaluations)),
-        )
-        stage.save_model(state, "model-last")
-        seconds = stage.seconds + time.perf_counter() - began
-        return write_result(
-            method,
-            prepared,
-            planned,
-            stage,
-            dense=dense,
-            seconds=seconds,
-            compilations=step.count,
-            more=coupling_figures(settings, auxiliaries),
-        )
-    finally:
-        stage.checkpoints.close()
+    stage.save_model(state, "model-last")
+    figures = coupling_figures(settings, auxiliaries)
+    return write_result(method, prepared, planned, stage, dense=dense, compilations=step.count, more=figures)
 
 
 def _optimizer(

@@ -1,7 +1,6 @@
 """One run: a method trained from start to end, its evaluations, its models and its figures."""
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from kaprune_jax.deploy.folder import load, save
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.models.bert import make_apply
 from kaprune_jax.prune.masks import sparsity
-from kaprune_jax.train.loop import Hooks, fit
 from kaprune_jax.train.step import TrainState, get_masks, init_state, make_predict, make_train_step, split_projection
 
 ShouldStop = Callable[[], bool]
@@ -104,7 +102,7 @@ def run_method(
       teacher: the fine-tuned model, for every method but "dense".
       dense: its score on dev.
     """
-    settings, began = prepared.settings, time.perf_counter()
+    settings = prepared.settings
     if method == "dense":  # what prunes does not concern it
         settings = teacher_settings(settings)
         prepared = prepared._replace(settings=settings, augmented=None)
@@ -145,25 +143,12 @@ def run_method(
         removed=lambda state: sparsity(get_masks(state.opt_state) or {}),
         write=write,
     )
-    try:
-        state = stage.begin(state, resume=settings.resume)
-        for note in planned.notes:
-            say(f"note: {note}")
-        state = fit(
-            jax.jit(traced, donate_argnums=0),
-            state,
-            prepared.train,
-            steps=planned.steps,
-            hooks=Hooks(stage.on_log, stage.on_eval, stage.on_pause, should_stop),
-            teacher_params=teacher.params if distils and teacher else None,
-            log_every=settings.log_every,
-            eval_every=max(1, -(-planned.steps // settings.evaluations)),
-        )
-        stage.save_model(state, "model-last")
-        seconds = stage.seconds + time.perf_counter() - began
-        return write_result(method, prepared, planned, stage, dense=dense, seconds=seconds, compilations=traced.count)
-    finally:
-        stage.checkpoints.close()
+    for note in planned.notes:
+        say(f"note: {note}")
+    taught = teacher.params if distils and teacher else None
+    state = stage.train(traced, state, prepared.train, settings=settings, should_stop=should_stop, teachers=taught)
+    stage.save_model(state, "model-last")
+    return write_result(method, prepared, planned, stage, dense=dense, compilations=traced.count)
 
 
 class CountTraces:
@@ -198,7 +183,6 @@ def write_result(
     stage: Stage,
     *,
     dense: float | None,
-    seconds: float,
     compilations: int,
     more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -222,7 +206,7 @@ def write_result(
         "truncated": {"train": prepared.train.data.truncated, "dev": prepared.dev.truncated},
         **delivered(folder / "model", asked=(settings.sparsity or 0.0) if planned.target_step else 0.0),
         "steps": planned.steps,
-        "seconds": round(seconds, 1),
+        "seconds": round(stage.trained, 1),
         "examples_per_second": round(float(np.median(stage.rates)), 1) if stage.rates else None,
         "peak_memory_bytes": peak_bytes(),
         "compilations": compilations,

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.auxiliary import fine_tune
 from experiments.coupled import Auxiliary
 from experiments.joint import run_joint
 from experiments.method import count_steps
 from experiments.prepare import Prepared
 from experiments.structured import run_structured
-from experiments.transfer_settings import TransferSettings
+from experiments.transfer_settings import TransferSettings, coupled_phases, couples_teacher
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.folder import load
 from kaprune_jax.deploy.model import Model
@@ -29,6 +30,39 @@ def carry_over(model: Model, source: Model, *, depth: int | None = None) -> Mode
     parts = {"to": {"model": model.params}, "from": {"model": source.params}}
     store = make_store(parts, share="weights", target="from", depth=depth)
     return dataclasses.replace(model, params=parts_of(store, "to")["model"])
+
+
+def begin_sequential(
+    prepared: Prepared,
+    auxiliaries: list[Auxiliary],
+    others: list[Prepared],
+    folder: Path,
+    should_stop: Callable[[], bool],
+) -> tuple[Prepared, Params | None]:
+    """Trains on the auxiliary tasks first, one after the other, in the phases asked for.
+
+    "before": the target's start, and so its teacher, is the encoder fine-tuned on them (STILT, Phang et al., 2018,
+    arXiv:1811.01088). "prune": gates or masks are learned on them first. What goes on to the target is what is shared.
+
+    Returns:
+      The target with that start, and the parts (weights, gates) to prune from, or None.
+    """
+    settings = prepared.settings
+    assert isinstance(settings, TransferSettings)
+    when, parts = coupled_phases(settings), None
+    for number, (auxiliary, other) in enumerate(zip(auxiliaries, others, strict=True)):
+        if couples_teacher(settings):
+            if number:  # goes on from what the one before has left
+                other = other._replace(start=carry_over(other.start, prepared.start, depth=settings.share_depth))
+                place = folder / f"teacher-{auxiliary.name}"
+                auxiliary = auxiliary._replace(teacher=fine_tune(other, place, should_stop))
+            start = carry_over(prepared.start, auxiliary.teacher, depth=settings.share_depth)
+            prepared = prepared._replace(start=start)
+            other = other._replace(start=carry_over(other.start, start, depth=settings.share_depth))
+        if "prune" in when:
+            place = folder / f"first-{auxiliary.name}"
+            parts = prune_first(settings, other, auxiliary, prepared, place, should_stop, first=parts)
+    return prepared, parts
 
 
 def prune_first(

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
 from experiments.record import Recorder, say
+from experiments.settings import Settings
+from kaprune_jax._typing import Params
 from kaprune_jax.train.checkpoint import Checkpoints
-from kaprune_jax.train.loop import LogRecord
-from kaprune_jax.train.step import TrainState
+from kaprune_jax.train.loop import Batches, Hooks, LogRecord, fit
+from kaprune_jax.train.step import StepMetrics, TrainState
 
 
 class Stage:
@@ -23,6 +26,7 @@ class Stage:
       last: metrics of the last evaluation.
       rates: rows per second, by log.
       seconds: before this process began with it.
+      trained: seconds until training was over, those of earlier parts and processes counted.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Stage:
         self.last: dict[str, float] = {}
         self.rates: list[float] = after.rates if after else []
         self.seconds = after.total_seconds() if after else 0.0
+        self.trained = 0.0
         self._began = time.perf_counter()
 
     def total_seconds(self) -> float:
@@ -92,6 +97,49 @@ class Stage:
         else:
             self._checkpoint(state)
         return state
+
+    def train(
+        self,
+        step: Callable[..., tuple[TrainState, StepMetrics]],
+        state: TrainState,
+        batches: Batches,
+        *,
+        settings: Settings,
+        should_stop: Callable[[], bool],
+        teachers: Params | None,
+        run_steps: int | None = None,
+        evaluate_first: bool = False,
+        is_over: bool = False,
+    ) -> TrainState:
+        """Trains from the given state, or the checkpoint to go on from, to the end of this part.
+
+        Args:
+          step: not yet jitted.
+          state: where to start.
+          batches: by step number.
+          settings: evaluations, log_every, resume.
+          should_stop: asked after every step.
+          teachers: handed to the step.
+          run_steps: of the whole run, over which evaluations are spread; by default of this part.
+          evaluate_first: as for `begin`.
+          is_over: as for `begin`.
+        """
+        try:
+            state = self.begin(state, resume=settings.resume, evaluate_first=evaluate_first, is_over=is_over)
+            state = fit(
+                jax.jit(step, donate_argnums=0),
+                state,
+                batches,
+                steps=self.steps,
+                hooks=Hooks(self.on_log, self.on_eval, self.on_pause, should_stop),
+                teacher_params=teachers,
+                log_every=settings.log_every,
+                eval_every=max(1, -(-(run_steps or self.steps) // settings.evaluations)),
+            )
+            self.trained = self.total_seconds()
+            return state
+        finally:
+            self.checkpoints.close()
 
     def on_log(self, record: LogRecord) -> None:
         self.rates.append(record.examples_per_second)

@@ -11,18 +11,18 @@ import optax
 
 from experiments.coupled import (
     Auxiliary,
-    CoupledBatches,
     Phases,
     about,
     coupling_figures,
     coupling_of,
-    first_parts,
-    frozen_of,
+    make_batches,
+    make_predict,
+    make_team,
     plan_cofi,
-    smaller_optimizer,
 )
 from experiments.memory import restart_peak
 from experiments.method import Plan
+from experiments.optimizers import frozen_of, smaller_optimizer
 from experiments.prepare import Prepared
 from experiments.record import environment, open_run, say
 from experiments.results import read_result
@@ -40,9 +40,8 @@ from kaprune_jax.l0.gates import sparsity_of, still_gates
 from kaprune_jax.l0.materialize import shrink
 from kaprune_jax.models.bert import PRUNABLE, make_apply
 from kaprune_jax.models.config import BertConfig
-from kaprune_jax.train.loop import Hooks, fit
 from kaprune_jax.train.step import PROJECTION, TrainState, init_state
-from kaprune_jax.transfer.sharing import HEADS, Share, make_store, parts_of, shares_weights
+from kaprune_jax.transfer.sharing import Share, make_store, parts_of, shares_weights
 from kaprune_jax.transfer.step import Constraint, Task, make_coupled_step
 
 ShouldStop = Callable[[], bool]
@@ -84,93 +83,53 @@ def run_structured(
     if (done := read_result(folder)) and not gates_only:
         return done
     target = prepared.data.name
-    everyone = [(target, prepared.start, teacher), *((each.name, each.start, each.teacher) for each in auxiliaries)]
-    parts = {
-        name: first_parts(settings, start, fine_tuned, planned.objective, constraint, number)
-        for number, (name, start, fine_tuned) in enumerate(everyone)
-    }
-    if first:  # the head stays the task's own
-        encoder = {name: part for name, part in first["model"].items() if name not in HEADS}
-        parts[target] |= {"model": {**prepared.start.params, **encoder}, "gates": first["gates"]}
-    store = make_store(parts, share=share, target=target, depth=depth)
-    tasks = {
-        name: Task(
-            make_apply(start.config, dtype=settings.dtype),
-            planned.objective,
-            make_apply(fine_tuned.config, dtype=settings.dtype) if planned.objective.needs_teacher else None,
-        )
-        for name, start, fine_tuned in everyone
-    }
-    coupling = coupling_of(settings, where)
-    teachers = {name: fine_tuned.params for name, _, fine_tuned in everyone}
-    gated = _Gated(prepared, planned, where, constraint, folder, target)
-    step = CountTraces(
-        make_coupled_step(
-            tasks, target, planned.tx, constraint=constraint, coupling=coupling, frozen=frozen_of(settings)
-        )
+    team = make_team(
+        prepared,
+        teacher,
+        auxiliaries,
+        planned.objective,
+        share=share,
+        depth=depth,
+        first=first,
+        constraint=constraint,
     )
-    batches = CoupledBatches(
-        target, prepared.train, auxiliaries, lambda number: where.name(number) in when, settings.seed
+    options: dict[str, Any] = dict(coupling=coupling_of(settings, where), frozen=frozen_of(settings))
+    training: dict[str, Any] = dict(
+        settings=settings, should_stop=should_stop, teachers=team.teachers, run_steps=planned.steps
     )
+    step = CountTraces(make_coupled_step(team.tasks, target, planned.tx, constraint=constraint, **options))
     for note in planned.notes:
         say(f"note: {note}")
-    key = jax.random.fold_in(jax.random.key(settings.seed), 2)
-    every = max(1, -(-planned.steps // settings.evaluations))
-    try:
-        is_over = any((folder / "ckpt-after").glob("[0-9]*"))
-        state = gated.stage.begin(init_state(store, planned.tx, key), resume=settings.resume, is_over=is_over)
-        state = fit(
-            jax.jit(step, donate_argnums=0),
-            state,
-            batches,
-            steps=where.gated,
-            hooks=Hooks(gated.stage.on_log, gated.stage.on_eval, gated.stage.on_pause, should_stop),
-            teacher_params=teachers,
-            log_every=settings.log_every,
-            eval_every=every,
-        )
-    finally:
-        gated.stage.checkpoints.close()
+    gated = _gated_stage(prepared, planned, where, constraint, folder, team.tasks[target])
+    state = gated.train(
+        step,
+        init_state(team.store, planned.tx, jax.random.fold_in(jax.random.key(settings.seed), 2)),
+        make_batches(prepared, auxiliaries, where, when),
+        is_over=any((folder / "ckpt-after").glob("[0-9]*")),
+        **training,
+    )
     if gates_only:
         return jax.device_get(parts_of(state.params, target))
     assert settings.sparsity is not None
     values = finalize(jax.device_get(parts_of(state.params, target)["gates"]), constraint.layout, settings.sparsity)
-    smaller = _Smaller(prepared, planned, where, constraint, folder, state.params, values, teacher, gated.stage)
+    smaller = _Smaller(prepared, planned, where, constraint, folder, state.params, values, teacher, gated)
     say(f"{target} cofi  made smaller: {smaller.describe()}")
     coupled = auxiliaries if "after" in when and shares_weights(share) and depth is None else ()
-    configs = {name: start.config for name, start, _ in everyone}
-    store = smaller.store(state.params, (target, *(each.name for each in coupled)))
+    configs = {target: prepared.start.config} | {each.name: each.start.config for each in coupled}
     tasks = {
-        name: tasks[name]._replace(apply=smaller.apply_of(configs[name]), alive=smaller.alive) for name in store["own"]
+        name: team.tasks[name]._replace(apply=smaller.apply_of(config), alive=smaller.alive)
+        for name, config in configs.items()
     }
-    tx = optax.with_extra_args_support(smaller_optimizer(settings, where, planned.rate, target))
-    step_after = CountTraces(make_coupled_step(tasks, target, tx, coupling=coupling, frozen=frozen_of(settings)))
-    turn = (where.gated + planned.steps) // 2 if getattr(settings, "coupling", "") == "sequential" else 0
-    batches = CoupledBatches(
-        target,
-        prepared.train,
-        coupled,
-        lambda number: not turn or number < turn,
-        settings.seed,
-        alone=lambda number: number < turn,
+    tx = optax.with_extra_args_support(smaller_optimizer(settings, planned.rate, target, done=where.gated))
+    step_after = CountTraces(make_coupled_step(tasks, target, tx, **options))
+    state = smaller.stage.train(
+        step_after,
+        init_state(smaller.store(state.params, tuple(configs)), tx, state.key)._replace(step=jnp.int32(where.gated)),
+        make_batches(prepared, coupled, where, when),
+        evaluate_first=True,
+        **training,
     )
-    try:
-        state = init_state(store, tx, state.key)._replace(step=jnp.int32(where.gated))
-        state = smaller.stage.begin(state, resume=settings.resume, evaluate_first=True)
-        state = fit(
-            jax.jit(step_after, donate_argnums=0),
-            state,
-            batches,
-            steps=planned.steps,
-            hooks=Hooks(smaller.stage.on_log, smaller.stage.on_eval, smaller.stage.on_pause, should_stop),
-            teacher_params=teachers,
-            log_every=settings.log_every,
-            eval_every=every,
-        )
-        smaller.stage.save_model(state, "model-last")
-    finally:
-        smaller.stage.checkpoints.close()
-    seconds = smaller.stage.total_seconds()
+    smaller.stage.save_model(state, "model-last")
     params = parts_of(state.params, target)["model"]
     speed = measure_speed((prepared.start.config, prepared.start.params), (smaller.shrunk.config, params), prepared)
     return write_result(
@@ -179,42 +138,30 @@ def run_structured(
         planned,
         smaller.stage,
         dense=dense,
-        seconds=seconds,
         compilations=step.count + step_after.count,
         more={"removed": smaller.removed, "speed": speed} | coupling_figures(settings, auxiliaries),
     )
 
 
-class _Gated:
+def _gated_stage(
+    prepared: Prepared, planned: Plan, where: Phases, constraint: Constraint, folder: Path, task: Task
+) -> Stage:
     """The part of the run in which gates are learned; nothing of it is delivered."""
-
-    def __init__(
-        self, prepared: Prepared, planned: Plan, where: Phases, constraint: Constraint, folder: Path, target: str
-    ):
-        apply = make_apply(prepared.start.config, dtype=prepared.settings.dtype)
-
-        @jax.jit
-        def predict(store: Params, batch: Any):
-            parts = parts_of(store, target)
-            gates = still_gates(parts["gates"])
-            inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-            return apply(parts["model"], *inputs, gates=gates).logits
-
-        def removed(state: TrainState) -> float:
-            return float(sparsity_of(still_gates(parts_of(state.params, target)["gates"]), constraint.layout))
-
-        size = prepared.settings.batch_size or 1
-        self.stage = Stage(
-            folder,
-            title=f"{prepared.data.name} cofi",
-            phase="prune",
-            steps=where.gated,
-            target_step=planned.steps + 1,
-            rate=planned.rate,
-            evaluate=lambda state: evaluate(predict, state.params, prepared, batch_size=size),
-            removed=removed,
-            write=lambda state, place: None,
-        )
+    target, size = prepared.data.name, prepared.settings.batch_size or 1
+    predict = make_predict(task.apply, target, gated=True)
+    return Stage(
+        folder,
+        title=f"{target} cofi",
+        phase="prune",
+        steps=where.gated,
+        target_step=planned.steps + 1,
+        rate=planned.rate,
+        evaluate=lambda state: evaluate(predict, state.params, prepared, batch_size=size),
+        removed=lambda state: float(
+            sparsity_of(still_gates(parts_of(state.params, target)["gates"]), constraint.layout)
+        ),
+        write=lambda state, place: None,
+    )
 
 
 class _Smaller:
@@ -240,12 +187,7 @@ class _Smaller:
             "encoder": sum(leaf.size for _, leaf in select(prepared.start.params, PRUNABLE)),
             "all": sum(leaf.size for leaf in jax.tree.leaves(prepared.start.params)),
         }
-        apply = self.apply_of(config)
-
-        @jax.jit
-        def predict(store: Params, batch: Any):
-            inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-            return apply(parts_of(store, self.target)["model"], *inputs).logits
+        predict = make_predict(self.apply_of(config), self.target)
 
         def write(state: TrainState, place: Path) -> None:
             details = model_details("cofi", prepared, planned, teacher, int(state.step))

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from experiments.transfer_settings import TransferSettings, resolve
+from experiments.transfer_settings import TransferSettings, couples_teacher, resolve
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.weights import read_json
 
@@ -33,12 +33,13 @@ _OTHER = (
     "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_rows auxiliary_seed data_dir source model dtype "
     "pooling max_length batch_size evaluations auxiliary_teacher_steps schedule warmup weight_decay"
 ).split()
-_COUPLED = (
+_JOINTLY = (
     "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_seed auxiliary_rows auxiliary_teacher_steps "
-    "auxiliary_teacher surgery surgery_on surgery_parts share share_depth when auxiliary_weight auxiliary_schedule "
-    "auxiliary_mixing tie"
+    "auxiliary_teacher surgery surgery_on surgery_parts share_depth auxiliary_weight auxiliary_schedule "
+    "auxiliary_mixing"
 ).split()
-_HEAVY = ("ckpt", "ckpt-after", "model-last", "teacher/ckpt", "teacher/model-last")
+_COUPLED = [*_JOINTLY, "share", "when", "tie"]
+_HEAVY = ("ckpt", "ckpt-after", "model-last")
 
 
 def read_cells(file: str) -> tuple[Path, list[dict[str, Any]]]:
@@ -114,10 +115,7 @@ def run_study(settings: TransferSettings, should_stop: Callable[[], bool]) -> No
             continue
         say(f"\ncell {index} of {len(mine)}: {folder.name}")
         _run_cell(cell, folder, out, should_stop)
-        for name in _HEAVY:
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for extra in folder.glob("first-*/ckpt*"):
-            shutil.rmtree(extra, ignore_errors=True)
+        _lighten(folder)
     say(f"report: {write_study(out, [Path(cell.out or '') for cell in resolved])}")
 
 
@@ -134,10 +132,11 @@ def _resolve(cell: dict[str, Any], varied: list[str], out: Path, file: str) -> T
 
 def _run_cell(settings: TransferSettings, folder: Path, out: Path, should_stop: Callable[[], bool]) -> None:
     from experiments.auxiliary import LENGTHS, get_auxiliaries, prepare_auxiliaries
+    from experiments.coupling import begin, get_target_teacher, prune
     from experiments.prepare import prepare
     from experiments.report import write_report
     from experiments.source import load_task
-    from experiments.transfer import check, get_target_teacher, run_coupling
+    from experiments.transfer import check
 
     prepared = prepare(settings, data=load_task(settings), **LENGTHS)
     check(settings, prepared)
@@ -147,11 +146,12 @@ def _run_cell(settings: TransferSettings, folder: Path, out: Path, should_stop: 
         place = out / "teachers" / f"auxiliary-{_digest({name: getattr(settings, name) for name in _OTHER})}"
         _make_once(place, lambda work: get_auxiliaries(settings, others, work, should_stop))
         auxiliaries = get_auxiliaries(settings, others, place, should_stop)
-    teachers = out / "teachers" / f"target-{_digest({name: getattr(settings, name) for name in _TEACHER})}"
+    beginning = begin(prepared, auxiliaries, others, folder, should_stop)
+    same = (*_TEACHER, "coupling", *_JOINTLY) if couples_teacher(settings) else _TEACHER
+    teacher = out / "teachers" / f"target-{_digest({name: getattr(settings, name) for name in same})}"
     if settings.teacher is None:
-        alone = prepared._replace(settings=dataclasses.replace(prepared.settings, coupling="none"))
-        _make_once(teachers, lambda work: get_target_teacher(alone, [], (), work, work, should_stop))
-    run_coupling(prepared, auxiliaries, others, folder, teachers, should_stop)
+        _make_once(teacher, lambda work: get_target_teacher(beginning, work, should_stop))
+    prune(beginning, teacher, folder, should_stop)
     write_report(folder)
 
 
@@ -163,12 +163,20 @@ def _make_once(place: Path, make: Callable[[Path], object]) -> None:
     try:
         make(work)
         if work.is_dir():
+            _lighten(work)
             work.rename(place)
     except OSError:
         if not place.is_dir():
             raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _lighten(folder: Path) -> None:
+    """Removes what only a run that goes on would need."""
+    for name in _HEAVY:
+        for place in (folder / name, *folder.glob(f"*/{name}")):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _compile_once(out: Path) -> None:

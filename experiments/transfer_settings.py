@@ -11,7 +11,7 @@ from experiments.flags import parse as parse_flags
 from experiments.settings import Settings
 from experiments.settings import resolve as resolve_main
 from kaprune_jax._errors import InputError
-from kaprune_jax.transfer.sharing import SHARE, Share, shares_gates
+from kaprune_jax.transfer.sharing import SHARE, Share, shares_gates, shares_weights
 
 COUPLINGS = ("none", "sequential", "joint", "surgery")
 PHASES = ("before", "prune", "after")
@@ -174,6 +174,11 @@ def couplings(settings: TransferSettings) -> tuple[str, ...]:
 def coupled_phases(settings: TransferSettings) -> tuple[str, ...]:
     """The phases in which tasks are coupled."""
     return tuple(settings.when.split(","))
+
+
+def couples_teacher(settings: TransferSettings) -> bool:
+    """Whether auxiliary tasks take part in what the target's teacher is: its start, or its training."""
+    return settings.coupling != "none" and "before" in coupled_phases(settings) and shares_weights(settings.share)
 
 
 def _files(settings: TransferSettings) -> list[str]:

@@ -124,12 +124,12 @@ def test_interrupted_then_resumed_gives_the_same_bits(more, run, tiny, files, tm
         old = options["hooks"]
         return dataclasses.replace(old, should_stop=lambda: bool(also()) or old.should_stop())
 
-    monkeypatch.setattr("experiments.run.fit", interrupted_fit)
+    monkeypatch.setattr("experiments.stage.fit", interrupted_fit)
     assert glue.main([*flags, "--out", str(tmp_path / "cut")]) == 143
     said = capsys.readouterr().err
     assert "to go on: python -m experiments.glue" in said
     assert "--resume" in said
-    monkeypatch.setattr("experiments.run.fit", fit)
+    monkeypatch.setattr("experiments.stage.fit", fit)
     assert glue.main([*flags, "--out", str(tmp_path / "cut"), "--resume"]) == 0
     for name in ("model", "model-last"):
         one, two = ((tmp_path / run / name / "model.safetensors").read_bytes() for run in ("whole", "cut"))
@@ -257,11 +257,11 @@ def test_a_run_killed_before_its_first_line_is_gone_on_with(run, tmp_path, monke
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.run.fit", killed)
+    monkeypatch.setattr("experiments.stage.fit", killed)
     with pytest.raises(KeyboardInterrupt):
         run("--method", "dense", "--teacher-epochs", "2")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    monkeypatch.setattr("experiments.run.fit", fit)
+    monkeypatch.setattr("experiments.stage.fit", fit)
     assert run("--method", "dense", "--teacher-epochs", "2", "--resume") == 0
     assert (tmp_path / "run" / "result.json").is_file()
 
