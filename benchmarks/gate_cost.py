@@ -5,10 +5,8 @@
 Both are timed in turn in one process; medians, and the ratio of each round. Embeddings are not trained in either.
 """
 
-import argparse
 import dataclasses
 import statistics
-import time
 
 import jax
 import numpy as np
@@ -19,19 +17,16 @@ import kaprune_jax as kp
 from experiments.optimizers import gated_optimizer
 from experiments.settings import Settings
 from kaprune_jax.models.bert import init_params, make_apply
-from kaprune_jax.models.config import BertConfig
 from kaprune_jax.train.step import init_state
 from kaprune_jax.transfer.sharing import make_store
 from kaprune_jax.transfer.step import Constraint, Task, make_coupled_step
-from shapes import LEARNING_RATE, SHAPES, make_batch
+from shapes import LEARNING_RATE, SHAPES, make_batch, make_config, make_parser, timed
 
 
 def build(shape: str, batch: int, length: int):
     """Two functions that take one step each and return its seconds, without and with gates; and their traces."""
     sizes = SHAPES[shape]
-    config = BertConfig(
-        sizes.vocab, sizes.hidden, sizes.layers, sizes.heads, sizes.ffn, head="classification", labels=("no", "yes")
-    )
+    config = make_config(sizes)
     apply, layout = make_apply(config), kp.bert_layout(config)
     teacher = {"task": init_params(config, jax.random.key(1))}
     data = {"task": make_batch(batch, length, sizes.vocab, 0) | {"labels": np.zeros(batch, np.int32)}}
@@ -54,16 +49,7 @@ def build(shape: str, batch: int, length: int):
             traces[name] += 1
             return inner(*arguments)
 
-        step = jax.jit(counted, donate_argnums=0)
-
-        def take() -> float:
-            nonlocal state
-            start = time.perf_counter()
-            state, _ = step(state, teacher, data)
-            jax.block_until_ready(state)
-            return time.perf_counter() - start
-
-        return take
+        return timed(jax.jit(counted, donate_argnums=0), state, teacher, data)
 
     constraint = Constraint(layout, 0.95, 0, 40)  # rises in every step: nothing may be compiled again
     return stepper("without gates", None), stepper("with gates", constraint), traces
@@ -71,14 +57,7 @@ def build(shape: str, batch: int, length: int):
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="minilm", help="encoder sizes")
-    parser.add_argument("--batch", type=int, default=32, help="rows per step")
-    parser.add_argument("--length", type=int, default=80, help="tokens per row")
-    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each kind")
-    arguments = parser.parse_args()
+    arguments = make_parser(__doc__, shape="minilm", rounds=9).parse_args()
     without, gated, traces = build(arguments.shape, arguments.batch, arguments.length)
     for _ in range(2):
         without(), gated()

@@ -6,9 +6,7 @@ The three are timed in turn in one process, on one state, medians are taken, and
 with `--updates` mask updates is added up. Student and teacher, SparseBERT's loss (Xu et al., 2021, arXiv:2104.08682).
 """
 
-import argparse
 import statistics
-import time
 
 import jax
 import numpy as np
@@ -17,18 +15,15 @@ import optax
 import experiments  # noqa: F401 (keeps freed memory, as training runs do)
 import kaprune_jax as kp
 from kaprune_jax.models.bert import init_params, make_apply
-from kaprune_jax.models.config import BertConfig
 from kaprune_jax.train.optimizer import adamw
 from kaprune_jax.train.step import init_state, make_train_step
-from shapes import LEARNING_RATE, SHAPES, SPARSITY, make_batch
+from shapes import LEARNING_RATE, SHAPES, SPARSITY, make_batch, make_config, make_parser, timed
 
 
 def build(shape: str, batch: int, length: int, rounds: int):
     """Functions that take one step each, by name; a mask update falls on every second step of the third."""
     sizes = SHAPES[shape]
-    config = BertConfig(
-        sizes.vocab, sizes.hidden, sizes.layers, sizes.heads, sizes.ffn, head="classification", labels=("no", "yes")
-    )
+    config = make_config(sizes)
     apply = make_apply(config)
     teacher = init_params(config, jax.random.key(1))
     data = make_batch(batch, length, sizes.vocab, 0) | {"labels": np.zeros(batch, np.int32)}
@@ -40,27 +35,14 @@ def build(shape: str, batch: int, length: int, rounds: int):
         step = jax.jit(make_train_step(apply, tx, kp.sparsebert_loss(), teacher=apply), donate_argnums=0)
         state = init_state(init_params(config, jax.random.key(0)), tx, jax.random.key(2))
 
-        def take() -> float:
-            nonlocal state
-            start = time.perf_counter()
-            state, _ = step(state, teacher, data)
-            jax.block_until_ready(state)
-            return time.perf_counter() - start
-
-        return take
+        return timed(step, state, teacher, data)
 
     return stepper(plain), stepper(pruned)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="bert-base", help="encoder sizes")
-    parser.add_argument("--batch", type=int, default=32, help="rows per step")
-    parser.add_argument("--length", type=int, default=80, help="tokens per row")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each kind")
+    parser = make_parser(__doc__, shape="bert-base", rounds=5)
     parser.add_argument("--steps", type=int, default=1000, help="length of the run the cost is added up for")
     parser.add_argument("--updates", type=int, default=100, help="mask updates in it")
     arguments = parser.parse_args()

@@ -1,6 +1,9 @@
-"""What the benchmarks of the training step have in common: sizes, settings, the batch."""
+"""What the benchmarks of the training step have in common: flags, sizes, the batch, how steps are timed."""
 
-from typing import NamedTuple
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,3 +38,45 @@ def make_batch(batch: int, length: int, vocab: int, seed: int) -> dict[str, np.n
     ids = rng.integers(1, vocab, size=(batch, length)).astype(np.int32) * mask
     types = (np.arange(length) >= lengths[:, None] // 2).astype(np.int32) * mask
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+def make_parser(about: str, *, shape: str, rounds: int) -> argparse.ArgumentParser:
+    """The flags that these benchmarks share, with a benchmark's own defaults."""
+    parser = argparse.ArgumentParser(
+        description=about.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--shape", choices=sorted(SHAPES), default=shape, help="encoder sizes")
+    parser.add_argument("--batch", type=int, default=32, help="rows per step")
+    parser.add_argument("--length", type=int, default=80, help="tokens per row")
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed steps of each kind")
+    return parser
+
+
+def make_config(shape: Shape) -> Any:
+    """The encoder of a shape with a head of two classes."""
+    from kaprune_jax.models.config import BertConfig
+
+    return BertConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.ffn,
+        max_position_embeddings=shape.positions,
+        head="classification",
+        labels=tuple(map(str, range(shape.classes))),
+    )
+
+
+def timed(step: Callable[..., Any], state: Any, *inputs: Any) -> Callable[[], float]:
+    """A function that takes one step, from the state that the one before has left, and returns its seconds."""
+    import jax
+
+    def take() -> float:
+        nonlocal state
+        start = time.perf_counter()
+        state, _ = step(state, *inputs)
+        jax.block_until_ready(state)
+        return time.perf_counter() - start
+
+    return take

@@ -26,7 +26,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from shapes import LEARNING_RATE, SHAPES, SPARSITY, make_batch
+from shapes import LEARNING_RATE, SHAPES, SPARSITY, make_batch, make_config, make_parser
 
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
@@ -38,21 +38,11 @@ def build_jax(shape: str, batch: int, length: int, seed: int) -> tuple[Callable[
 
     import kaprune_jax as kp
     from kaprune_jax.models.bert import init_params, make_apply
-    from kaprune_jax.models.config import BertConfig
     from kaprune_jax.train.optimizer import adamw
     from kaprune_jax.train.step import init_state, make_train_step
 
     sizes = SHAPES[shape]
-    config = BertConfig(
-        vocab_size=sizes.vocab,
-        hidden_size=sizes.hidden,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        intermediate_size=sizes.ffn,
-        max_position_embeddings=sizes.positions,
-        head="classification",
-        labels=tuple(str(i) for i in range(sizes.classes)),
-    )
+    config = make_config(sizes)
     apply = make_apply(config)
     # One mask update, in the first step, which is a warm-up step.
     pruning = kp.magnitude_pruning(kp.one_shot(SPARSITY, at=1), updates=1, prunable=r"encoder/.*/kernel")
@@ -221,13 +211,7 @@ def show(report: dict) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="minilm", help="encoder sizes")
-    parser.add_argument("--batch", type=int, default=32, help="rows per step")
-    parser.add_argument("--length", type=int, default=80, help="tokens per row")
-    parser.add_argument("--rounds", type=int, default=10, help="timed steps per side")
+    parser = make_parser(__doc__, shape="minilm", rounds=10)
     parser.add_argument("--seed", type=int, default=0, help="of weights and batch")
     parser.add_argument("--malloc", choices=("keep", "default"), default="keep", help="glibc memory, see above")
     parser.add_argument("--no-torch", action="store_true", help="time this library alone")

@@ -11,7 +11,8 @@ from experiments import report_text as words
 from experiments.charts import Line, Mark, line_chart
 from experiments.mask_pictures import MaskStudy, heat_table, pictures
 from experiments.report_data import Run, number
-from experiments.structure_pictures import Structure, average, picture
+from experiments.structure_pictures import average, picture
+from kaprune_jax.deploy.masks import Structure
 
 TERMS = ("embeddings", "hidden", "attention", "logits", "labels")
 

@@ -12,8 +12,9 @@ from experiments.report import write_files
 from experiments.report_compare import colours_of, link_to
 from experiments.report_data import Run, Setting, differing_settings, read_run
 from experiments.report_html import bullets, details, page, paragraphs, section, table
-from experiments.structure_pictures import Structure, average, picture, read_structure
+from experiments.structure_pictures import average, picture, read_structure
 from experiments.study_data import Mean, Overlap, Row, alone, gap, mean_of, overlaps, study_rows
+from kaprune_jax.deploy.masks import Structure
 
 HEADER = (
     "name", "rows", "seeds", "last step", "standard error", "dense teacher", "against alone, points",

@@ -9,23 +9,9 @@ import numpy as np
 
 from experiments.report_data import Run, number
 from kaprune_jax._errors import InputError
-from kaprune_jax.deploy.masks import read_masks
+from kaprune_jax.deploy.masks import Structure, read_masks, structure_of
 
 _WIDTH, _LEFT, _ROW, _TOP = 380, 24, 18, 20
-
-
-class Structure(NamedTuple):
-    """What is left of a model, True where kept.
-
-    Attributes:
-      hidden: [hidden].
-      heads: [layers, heads].
-      units: [layers, units], of the feed-forward parts.
-    """
-
-    hidden: np.ndarray
-    heads: np.ndarray
-    units: np.ndarray
 
 
 class Shares(NamedTuple):
@@ -55,26 +41,14 @@ def read_structure(run: Run) -> Structure | None:
     removed = run.result.get("removed")
     if not isinstance(removed, dict):
         return None
-    wanted = "/attention/query/kernel", "/ffn/up/kernel"
-    masks = {path: mask for path, mask in read_masks(run.folder / "model") if path.endswith(wanted)}
+    masks = dict(read_masks(run.folder / "model"))
     if not masks:
         return None
-    of, layers = number(removed, "heads", "of"), sum(path.endswith("attention/query/kernel") for path in masks)
-    fits = of >= 1 and of == int(of) and layers
-    hidden, heads, units = [], [], []
-    for layer in range(layers if fits else 0):
-        stem = f"encoder/layers/{layer}"
-        query, up = masks.get(f"{stem}/attention/query/kernel"), masks.get(f"{stem}/ffn/up/kernel")
-        if query is None or up is None or query.shape[1] % int(of) or len(query) != len(up):
-            fits = False
-            break
-        heads.append(query.any(axis=0).reshape(int(of), -1).any(axis=1))
-        units.append(up.any(axis=0))
-        # A layer may have lost all heads or all units: the hidden dimensions are those that any matrix has.
-        hidden.append(query.any(axis=1) | up.any(axis=1))
-    if not fits or len({mask.shape for mask in hidden}) > 1 or len({mask.shape for mask in units}) > 1:
-        raise InputError(f"{run.folder}: the masks do not fit the heads and layers in result.json")
-    return Structure(np.logical_or.reduce(hidden), np.stack(heads), np.stack(units))
+    of = number(removed, "heads", "of")
+    try:
+        return structure_of(masks, int(of) if of >= 1 and of == int(of) else 0)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{run.folder}: the masks do not fit the heads and layers in result.json") from None
 
 
 def average(structures: Sequence[Structure]) -> Shares:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.report_data import Run, Setting, group_runs
-from experiments.structure_pictures import Structure
+from kaprune_jax.deploy.masks import Structure
 
 
 class Row(NamedTuple):

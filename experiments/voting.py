@@ -12,7 +12,7 @@ from experiments.settings import gate_names
 from experiments.transfer_settings import TransferSettings
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.folder import load
-from kaprune_jax.deploy.masks import read_masks
+from kaprune_jax.deploy.masks import read_masks, structure_of
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.l0.hard_concrete import log_alpha_of
 from kaprune_jax.models.bert import make_apply
@@ -60,24 +60,16 @@ def kept_structure(folder: Path, config: BertConfig) -> dict[str, np.ndarray]:
       InputError: it has no masks, or they are of another architecture.
     """
     masks = dict(read_masks(folder))
-    width = config.num_attention_heads * config.head_size
-    heads, units = [], []
-    hidden = np.zeros(config.hidden_size, bool)
-    for layer in range(config.num_hidden_layers):
-        query, up = (masks.get(f"encoder/layers/{layer}/{part}/kernel") for part in ("attention/query", "ffn/up"))
-        if query is None or up is None:
-            raise InputError(f"{folder}: it has no masks of layer {layer}; a run with --method cofi is needed")
-        if query.shape != (config.hidden_size, width) or up.shape != (config.hidden_size, config.intermediate_size):
-            raise InputError(
-                f"{folder}: masks of another architecture, {query.shape} and {up.shape} in layer {layer}; this model "
-                f"has {(config.hidden_size, width)} and {(config.hidden_size, config.intermediate_size)}"
-            )
-        heads.append(query.any(axis=0).reshape(config.num_attention_heads, -1).any(axis=1))
-        units.append(up.any(axis=0))
-        hidden |= query.any(axis=1) | up.any(axis=1)
-    if len(masks) != 6 * config.num_hidden_layers:
-        raise InputError(f"{folder}: masks of {len(masks) // 6} layers; this model has {config.num_hidden_layers}")
-    return {"heads": np.stack(heads), "units": np.stack(units), "hidden": hidden}
+    try:
+        kept = structure_of(masks, config.num_attention_heads)
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}; a run with --method cofi on this model is needed") from None
+    found = {"layers": len(kept.heads), "hidden dimensions": kept.hidden.size, "units": kept.units.shape[1]}
+    wanted = (config.num_hidden_layers, config.hidden_size, config.intermediate_size)
+    for (name, there), here in zip(found.items(), wanted, strict=True):
+        if there != here:
+            raise InputError(f"{folder}: masks of another architecture, with {there} {name}; this model has {here}")
+    return kept._asdict()
 
 
 def _kept(name: str, model: Model, start: Model) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The masks of a model folder: which weights of each pruned matrix were kept, as packed bits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +14,20 @@ from kaprune_jax._tree import path_string
 from kaprune_jax._typing import Masks
 
 MASKS = "masks.safetensors"
+
+
+class Structure(NamedTuple):
+    """What is left of a model, True where kept.
+
+    Attributes:
+      hidden: [hidden].
+      heads: [layers, heads].
+      units: [layers, units], of the feed-forward parts.
+    """
+
+    hidden: np.ndarray
+    heads: np.ndarray
+    units: np.ndarray
 
 
 def save_masks(file: Path, masks: Masks) -> None:
@@ -43,3 +58,31 @@ def read_masks(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
                 yield path, bits.astype(bool).reshape(rows, columns)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"{file}: not a readable file of masks ({error})") from None
+
+
+def structure_of(masks: Mapping[str, np.ndarray], heads: int) -> Structure:
+    """Which whole structures the masks of a BERT encoder keep something of.
+
+    Args:
+      masks: by path, [inputs, outputs]; needed are those of the query and the first feed-forward matrix.
+      heads: attention heads of a layer of the whole model, >= 1.
+
+    Raises:
+      ValueError: a layer lacks one of them, or their shapes do not go together; one short clause that says which.
+    """
+    layers = sum(path.endswith("/attention/query/kernel") for path in masks)
+    hidden, found, units = [], [], []
+    for layer in range(max(layers, 1)):
+        parts = "attention/query", "ffn/up"
+        query, up = (masks.get(f"encoder/layers/{layer}/{part}/kernel") for part in parts)
+        if query is None or up is None:
+            raise ValueError(f"there are no masks of layer {layer}")
+        if query.shape[1] % heads or len(query) != len(up):
+            raise ValueError(f"the masks of layer {layer} are {query.shape} and {up.shape}, of {heads} heads")
+        found.append(query.any(axis=0).reshape(heads, -1).any(axis=1))
+        units.append(up.any(axis=0))
+        # A layer may have lost all heads or all units: the hidden dimensions are those that any matrix has.
+        hidden.append(query.any(axis=1) | up.any(axis=1))
+    if len({mask.shape for mask in hidden}) > 1 or len({mask.shape for mask in units}) > 1:
+        raise ValueError("the masks of its layers differ in size")
+    return Structure(np.logical_or.reduce(hidden), np.stack(found), np.stack(units))

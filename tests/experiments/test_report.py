@@ -6,50 +6,17 @@ import math
 import re
 import struct
 import zlib
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from pages import Page
 
 from experiments.report import main, write_comparison, write_report
 from kaprune_jax._errors import InputError
+from kaprune_jax.deploy.masks import MASKS, save_masks
 
-VOID = {"meta", "img", "br", "link"}
 KINDS = ("attention/query", "attention/key", "attention/value", "attention/output", "ffn/up", "ffn/down")
-
-
-class Page(HTMLParser):
-    """Checks that tags nest, and collects text, attributes and tags."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.stack, self.words, self.attributes, self.tags = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.stack
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        if self.stack[-1:] != ["style"]:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(self.words).split())
 
 
 def make_run(folder: Path, *, method="sparsebert", seed=0, pruned=0.795, hidden=64, layers=4, steps=400, **changes):
@@ -62,10 +29,8 @@ def make_run(folder: Path, *, method="sparsebert", seed=0, pruned=0.795, hidden=
             share = 0.03 + 0.01 * layer
             masks[f"encoder/layers/{layer}/{kind}/kernel"] = generator.random(shape) < share
     (folder / "model").mkdir(parents=True)
-    shapes = {"format": "np"} | {path: "x".join(map(str, mask.shape)) for path, mask in masks.items()}
     if method != "dense":
-        bits = {path: np.packbits(mask) for path, mask in masks.items()}
-        save_file(bits, folder / "model" / "masks.safetensors", metadata=shapes)
+        save_masks(folder / "model" / MASKS, masks)
     sparsities = {path: 1 - float(mask.mean()) for path, mask in masks.items()}
     records = []
     for step in range(10, steps + 1, 10):

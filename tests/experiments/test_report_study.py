@@ -3,14 +3,14 @@
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from pages import Page
 
 from experiments.report_study import HEADER, write_study
 from kaprune_jax._errors import InputError
+from kaprune_jax.deploy.masks import MASKS, save_masks
 
 HEADS, WIDTH, UNITS, HIDDEN = 4, 2, 6, 10
 
@@ -28,9 +28,7 @@ def make_cell(
         masks[f"encoder/layers/{layer}/attention/query/kernel"] = np.outer(hidden, np.repeat(heads[layer], WIDTH))
         masks[f"encoder/layers/{layer}/ffn/up/kernel"] = np.outer(hidden, units[layer])
     (folder / "model").mkdir(parents=True)
-    shapes = {"format": "np"} | {path: "x".join(map(str, mask.shape)) for path, mask in masks.items()}
-    bits = {path: np.packbits(mask) for path, mask in masks.items()}
-    save_file(bits, folder / "model" / "masks.safetensors", metadata=shapes)
+    save_masks(folder / "model" / MASKS, masks)
     result = {
         "task": task, "method": "cofi", "pattern": "element", "seed": seed, "metric": "accuracy",
         "dense": 0.8 + 0.01 * seed, "pruned": last + 0.02, "last": last, "examples": {"train": rows, "dev": 400},
@@ -45,31 +43,6 @@ def make_cell(
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     (folder / "metrics.jsonl").write_text("\n", "utf-8")
     return hidden, heads, units
-
-
-class Page(HTMLParser):
-    """Checks that tags nest and that nothing is loaded; collects words."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.stack, self.words = [], []
-        assert not re.search(r"<script|<link|url\(|@import|https?://", text)
-        self.feed(text)
-        self.close()
-        assert not self.stack
-
-    def handle_starttag(self, tag, attrs):
-        self.stack += [] if tag in ("meta", "img") else [tag]
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        self.words += [] if self.stack[-1:] == ["style"] else [data]
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
 
 
 def tables(markdown):

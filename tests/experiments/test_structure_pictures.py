@@ -2,16 +2,16 @@
 
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from pages import Page
 
 from experiments.report import write_comparison, write_report
 from experiments.report_data import read_run
-from experiments.structure_pictures import Structure, average, picture, read_structure
+from experiments.structure_pictures import average, picture, read_structure
 from kaprune_jax._errors import InputError
+from kaprune_jax.deploy.masks import MASKS, Structure, save_masks
 
 HEADS, WIDTH, UNITS, HIDDEN, LAYERS = 3, 4, 10, 12, 3
 
@@ -31,9 +31,7 @@ def make_run(folder, *, seed=0, method="cofi", config=None, **changes):
         masks[f"encoder/layers/{layer}/ffn/up/kernel"] = np.outer(hidden, units[layer])
         masks[f"encoder/layers/{layer}/ffn/down/kernel"] = np.outer(units[layer], hidden)
     (folder / "model").mkdir(parents=True)
-    shapes = {"format": "np"} | {path: "x".join(map(str, mask.shape)) for path, mask in masks.items()}
-    bits = {path: np.packbits(mask) for path, mask in masks.items()}
-    save_file(bits, folder / "model" / "masks.safetensors", metadata=shapes)
+    save_masks(folder / "model" / MASKS, masks)
     result = {
         "task": "micro-rte", "method": method, "pattern": "element", "seed": seed, "metric": "accuracy",
         "dense": 0.9, "pruned": 0.88, "last": 0.87, "examples": {"train": 300, "dev": 400},
@@ -59,30 +57,6 @@ def make_run(folder, *, seed=0, method="cofi", config=None, **changes):
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
     return folder, Structure(hidden, heads, units)
-
-
-class Text(HTMLParser):
-    """The words of a page; tags must nest."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.stack, self.words = [], []
-        self.feed(page)
-        self.close()
-        assert not self.stack
-
-    def handle_starttag(self, tag, attrs):
-        self.stack += [] if tag in ("meta", "img") else [tag]
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        self.words += [] if self.stack[-1:] == ["style"] else [data]
-
-
-def text_of(page):
-    return " ".join(" ".join(Text(page).words).split())
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -119,7 +93,7 @@ def test_average_and_picture():
     assert shares.hidden.tolist() == [1.0, 0.5, 0.0]
     drawn = picture(shares, "a <b>")
     assert "a &lt;b&gt;" in drawn
-    text = text_of(drawn)
+    text = Page(drawn).text
     for words in ("n = 2: 1 of 2 heads, 1.5 of 4 units, 1.5 of 3 hidden dimensions", "mean of 2 runs",
                   "layer 0, head 0: kept in 2 of 2 runs", "layer 0: 1.5 of 4 units"):  # fmt: skip
         assert words in text, words
@@ -133,7 +107,7 @@ def test_average_and_picture():
 def test_run_page_says_what_is_left_and_nothing_of_zeros(tmp_path):
     folder, made = make_run(tmp_path / "run")
     page = write_report(folder).read_text("utf-8")
-    text = text_of(page)
+    text = Page(page).text
     headings = re.findall("<h2>(.*?)</h2>", page)
     assert headings.index("What is left") == headings.index("What was removed where") - 1
     assert "Speed" not in headings
@@ -196,7 +170,7 @@ def test_comparison_of_couplings(tmp_path):
     settings = json.loads((runs[0] / "config.json").read_text("utf-8")) | {"auxiliary": "sst2"}
     (runs[0] / "config.json").write_text(json.dumps(settings), "utf-8")  # matters not where nothing is coupled
     page = write_comparison(tmp_path / "all", runs).read_text("utf-8")
-    text = text_of(page)
+    text = Page(page).text
     assert "cofi, alone against cofi, joint with mnli, −5.0 ± 0.0 points of accuracy" in text
     assert "cofi, alone against cofi, joint with mnli (tie 1), −4.0 ± 0.0 points" in text
     assert "differ in more than the seed" not in text
