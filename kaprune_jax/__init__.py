@@ -22,6 +22,12 @@ from .distill.objective import init_projection as init_projection
 from .distill.objective import logits_loss as logits_loss
 from .distill.objective import objective as objective
 from .distill.objective import sparsebert_loss as sparsebert_loss
+from .kernels.block_sparse.api import block_ffn as block_ffn
+from .kernels.block_sparse.api import block_matmul as block_matmul
+from .kernels.block_sparse.format import BlockPanels as BlockPanels
+from .kernels.block_sparse.format import concat_panels as concat_panels
+from .kernels.block_sparse.format import pack as pack
+from .kernels.block_sparse.format import unpack as unpack
 from .l0.finalize import finalize as finalize
 from .l0.gates import expected_sparsity as expected_sparsity
 from .l0.gates import init_gates as init_gates

@@ -16,10 +16,12 @@ ALLOWED = {
     "train": BASE | {"prune", "distill"},
     "transfer": BASE | {"prune", "l0", "distill", "train"},
     "deploy": BASE | {"models", "data", "l0"},
+    "kernels": BASE,
 }
 FOREIGN = {
     "prune": {"flax", "orbax", "transformers", "safetensors"},
     "l0": {"flax", "orbax", "transformers", "safetensors"},
+    "kernels": {"flax", "orbax", "transformers", "safetensors"},
     "transfer": {"flax", "orbax", "transformers", "safetensors"},
     "distill": {"flax", "orbax", "transformers", "safetensors"},
     "train": {"flax", "transformers", "safetensors"},
