@@ -1,5 +1,7 @@
 """Knowledge-aware pruning of pre-trained text encoders: masks, gates, distillation, transfer, and the models."""
 
+from .deploy.compile import Compiled as Compiled
+from .deploy.compile import compile as compile
 from .deploy.folder import load as load
 from .deploy.folder import save as save
 from .deploy.model import Model as Model

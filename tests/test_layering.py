@@ -15,7 +15,7 @@ ALLOWED = {
     "models": BASE | {"l0"},
     "train": BASE | {"prune", "distill"},
     "transfer": BASE | {"prune", "l0", "distill", "train"},
-    "deploy": BASE | {"models", "data", "l0"},
+    "deploy": BASE | {"models", "data", "l0", "kernels"},
     "kernels": BASE,
 }
 FOREIGN = {

@@ -63,8 +63,21 @@ class Model:
     def _logits(self) -> Callable[..., Any]:
         return jax.jit(lambda params, *batch: self.apply(params, *batch).logits)
 
-    def predict(self, rows: Sequence[str | tuple[str, ...]], *, batch_size: int = 32) -> list[Prediction]:
+    def predict(
+        self,
+        rows: Sequence[str | tuple[str, ...]],
+        *,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        logits: Callable[..., Any] | None = None,
+    ) -> list[Prediction]:
         """Labels and probabilities of sentences or pairs of sentences.
+
+        Args:
+          rows: texts, or pairs of texts.
+          batch_size: rows at a time, >= 1.
+          max_length: tokens that rows are cut to; the model's positions by default.
+          logits: of `input_ids`, `attention_mask` and `token_type_ids` [batch, seq]; by default this model's.
 
         Raises:
           InputError: the model has no sentence-level head, or the rows are not all texts or all pairs.
@@ -81,6 +94,8 @@ class Model:
                     "are needed"
                 )
         predictions: list[Prediction] = []
+        limit = min(max_length or self.config.max_position_embeddings, self.config.max_position_embeddings)
+        logits = logits or functools.partial(self._logits, self.params)
         for start in range(0, len(pairs), batch_size):
             piece = pairs[start : start + batch_size]
             texts = [list(column) for column in zip(*piece, strict=True)]
@@ -88,14 +103,13 @@ class Model:
                 *texts,
                 padding=True,
                 truncation=True,
-                max_length=self.config.max_position_embeddings,
+                max_length=limit,
                 pad_to_multiple_of=16,
                 return_token_type_ids=True,
                 return_tensors="np",
             )
-            limit = self.config.max_position_embeddings
             columns = [batch[name][:, :limit] for name in ("input_ids", "attention_mask", "token_type_ids")]
-            predictions += self._name(np.asarray(self._logits(self.params, *columns)))
+            predictions += self._name(np.asarray(logits(*columns)))
         return predictions
 
     def _name(self, logits: np.ndarray) -> list[Prediction]:

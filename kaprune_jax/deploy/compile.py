@@ -1,0 +1,93 @@
+"""A saved model as one program for inference, compiled ahead of time for batches of one size."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from kaprune_jax._errors import InputError
+from kaprune_jax.deploy.model import Model, Prediction
+from kaprune_jax.deploy.packed import Choice, make_forward, pack_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled model for batches of one size; smaller ones are filled up, larger ones cut.
+
+    Attributes:
+      model: what it was made from.
+      batch: rows of a call.
+      length: tokens of a row.
+      plan: how each matrix runs.
+      weights: its arrays, an argument of `program`.
+      program: `program(weights, input_ids, attention_mask, token_type_ids)`, logits [batch, classes].
+    """
+
+    model: Model
+    batch: int
+    length: int
+    plan: tuple[Choice, ...]
+    weights: Any
+    program: Callable[..., Array]
+
+    def logits(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Float[np.ndarray, "rows classes"]:
+        """The logits of any number of rows of up to `length` tokens.
+
+        Raises:
+          InputError: no rows, or longer ones.
+        """
+        arrays = [np.asarray(part, np.int32) for part in (input_ids, attention_mask, token_type_ids)]
+        rows, seq = arrays[0].shape
+        if not rows or not seq:
+            raise InputError(f"compiled model: an empty batch, {rows} rows of {seq} tokens")
+        if seq > self.length:
+            raise InputError(f"compiled model: rows of {seq} tokens; it was compiled for up to {self.length}")
+        arrays = [np.pad(part, ((0, -rows % self.batch), (0, self.length - seq))) for part in arrays]
+        parts = [
+            self.program(self.weights, *(part[start : start + self.batch] for part in arrays))
+            for start in range(0, len(arrays[0]), self.batch)
+        ]
+        return np.concatenate([np.asarray(part) for part in parts])[:rows]
+
+    def predict(self, rows: Sequence[str | tuple[str, ...]]) -> list[Prediction]:
+        """Labels and probabilities, as `Model.predict`; rows are cut to `length` tokens."""
+        return self.model.predict(rows, batch_size=self.batch, max_length=self.length, logits=self.logits)
+
+
+def compile(
+    model: Model, *, backend: str = "auto", batch: int = 32, length: int | None = None, dtype: str = "float32"
+) -> Compiled:
+    """Compiles a loaded model for inference: what its zeros make superfluous is taken out, blocks are packed.
+
+    Args:
+      model: with a sentence-level head; sparse, structured or dense.
+      backend: of its matrices, as for `kp.block_matmul`; "auto" takes for each what is known to win at its density.
+      batch: rows of a call, >= 1.
+      length: tokens of a row, from 1 to the model's positions; 128, or all positions where there are fewer.
+      dtype: of weights and activations, "float32" or "bfloat16".
+
+    Returns:
+      a model with the logits of `model`, to 1e-4 in float32.
+
+    Raises:
+      InputError: a size or type that is not allowed, or a model without such a head.
+      NotImplementedError: a named backend that cannot run here.
+    """
+    config = model.config
+    if not config.num_logits:
+        raise InputError(f"{model.folder}: a model with a classification or regression head is needed")
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"dtype {dtype!r}: allowed: float32, bfloat16")
+    if batch < 1:
+        raise InputError(f"batch {batch}: at least 1 is needed")
+    length = min(128, config.max_position_embeddings) if length is None else length
+    if not 1 <= length <= config.max_position_embeddings:
+        raise InputError(f"length {length}: from 1 to the model's {config.max_position_embeddings} positions")
+    weights, plan = pack_model(model.params, config, backend=backend, dtype=dtype)
+    ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    program = jax.jit(make_forward(config, dtype=dtype)).lower(weights, ids, ids, ids).compile()
+    return Compiled(model, batch, length, plan, weights, program)
