@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from kaprune_jax._typing import Params
@@ -139,7 +140,7 @@ def make_forward(config: BertConfig, *, dtype: str = "float32") -> Callable[...,
         batch, seq = input_ids.shape
         tables = {name: table["embedding"] for name, table in weights["embeddings"].items() if name != "norm"}
         summed = tables["word"][input_ids] + tables["position"][:seq][None] + tables["token_type"][token_type_ids]
-        x = summed.reshape(batch * seq, -1).T.astype(dtype)
+        x = with_layout_constraint(summed.reshape(batch * seq, -1).T.astype(dtype), Layout((0, 1)))
         x = _normalise(x, weights["embeddings"]["norm"], config.layer_norm_eps)
         attend = attention_mask.astype(bool)
         for layer in weights["layers"]:
