@@ -1,0 +1,121 @@
+"""The figures of a benchmark as a table and a page with pictures."""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from experiments.charts import Line, Mark, line_chart
+from experiments.report_html import page, paragraphs, section, table
+
+HEADER = (
+    "variant", "batch", "milliseconds", "p10 to p90", "faster than dense", "by rounds", "GFLOP", "MB", "ceiling",
+    "of the peak", "difference",
+)  # fmt: skip
+_READ_AS = (
+    "Median of all calls; faster than dense is the median over rounds of the ratio within a round. GFLOP and MB are "
+    "counted from the shapes: products, and every product's and norm's weights and activations once. The ceiling is "
+    "the speed-up if every part ran at the peaks that were probed in the same run, of a large product or a large copy, "
+    "whichever binds; of the peak is how near to that this variant came. Difference: of the logits from those of "
+    "the model, by the largest logit; variants beyond the tolerance are not timed."
+)
+_MEANING = (
+    "dense: the model before pruning. zeros in place: the pruned model as it is saved, in dense products. cut out: a "
+    "structured model as it is saved. compiled: what kp.compile makes of it. smaller dense: a dense model of as many "
+    "weights as the pruned one keeps, untrained."
+)
+
+
+def table_rows(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of text in the columns of `HEADER`."""
+    return [
+        (
+            row["variant"] + (" *" if row["contended"] else ""),
+            str(row["batch"]),
+            f"{1e3 * row['median']:.2f}",
+            f"{1e3 * row['p10']:.2f} to {1e3 * row['p90']:.2f}",
+            f"{row['speedup']:.2f}",
+            f"{row['speedup_p10']:.2f} to {row['speedup_p90']:.2f}",
+            f"{row['flops'] / 1e9:.2f}" if "flops" in row else "–",
+            f"{row['bytes'] / 1e6:.1f}" if "flops" in row else "–",
+            f"{row['ceiling']:.1f}" if "flops" in row else "–",
+            f"{row['of_peak']:.0%}" if "flops" in row else "–",
+            f"{row['error']:.0e}" if row["error"] else "–",
+        )
+        for row in rows
+    ]
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The tables, one for each subject and sparsity, in Markdown."""
+    lines = [f"{report['device']}, jax {report['versions'].get('jax')}, {len(_list(report['processors']))} processors"]
+    for name, rows in _groups(report).items():
+        lines += ["", f"### {name}", "", "| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
+        lines += ["| " + " | ".join(row) + " |" for row in table_rows(rows)]
+    return "\n".join([*lines, "", *_notes(report)])
+
+
+def write_page(report: dict[str, Any], file: Path) -> None:
+    """A page that needs nothing else."""
+    peaks = report["peaks"]
+    machine = (
+        f"{report['device']}, jax {report['versions'].get('jax')}, processors {report['processors']}; probed peaks "
+        f"{peaks['flops'] / 1e9:.0f} GFLOP/s and {peaks['bytes'] / 1e9:.1f} GB/s."
+    )
+    command = f'<pre class="command">{escape(report["command"])}</pre>'
+    parts = [section(name, table(HEADER, table_rows(rows))) for name, rows in _groups(report).items()]
+    body = (
+        f'<header><p class="over">benchmark</p><h1>Inference</h1>{paragraphs([machine, *_notes(report)])}</header>'
+        + _pictures(report)
+        + "".join(parts)
+        + section("How it was measured", paragraphs([_READ_AS, _MEANING]), command)
+    )
+    file.write_text(page("Inference benchmark", body, "broad"), "utf-8")
+
+
+def _pictures(report: dict[str, Any]) -> str:
+    """Speed against sparsity for every kind of subject and batch, where there are several sparsities."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        found.setdefault((row["subject"] if "random" in row["subject"] else "models", row["batch"]), []).append(row)
+    drawn = []
+    for (subject, batch), rows in found.items():
+        if len({round(row["sparsity"], 4) for row in rows}) < 2 or "one product" in rows[0]["subject"]:
+            continue
+        names = [name for name in dict.fromkeys(row["variant"] for row in rows) if name != "dense"]
+        colours = {name: f"c{1 + number % 8}" for number, name in enumerate(names)}
+        lines = []
+        for name in names:
+            own = sorted((row for row in rows if row["variant"] == name), key=lambda row: row["sparsity"])
+            lines.append(Line(name, [(row["sparsity"], row["speedup"]) for row in own], colours[name], dots=True))
+        roof = sorted((row["sparsity"], row["ceiling"]) for row in rows if row["variant"] == "compiled")
+        lines.append(Line("ceiling of compiled", roof, "dashed"))
+        title = f"speed against sparsity, {subject}, batch {batch}"
+        drawn.append(line_chart(lines, title=title, x_label="fraction of encoder weights removed",
+                                y_label="times as fast as dense", marks=[Mark(None, 1.0, "dense")]))  # fmt: skip
+    return section("Speed against sparsity", *drawn) if drawn else ""
+
+
+def _groups(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        found.setdefault(_name(row), []).append(row)
+    return found
+
+
+def _name(row: dict[str, Any]) -> str:
+    name = f"{row['subject']}, {row['sparsity']:.1%} removed"
+    if row.get("metric"):
+        name += f"; {row['metric']} {row['pruned']:.4f}, dense {row['dense']:.4f}"
+    if "tokenizer_seconds_per_row" in row:
+        name += f"; tokenizer {1e3 * row['tokenizer_seconds_per_row']:.2f} ms a row"
+    return name
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    if any(row["contended"] for row in report["rows"]):
+        return ["* Others used more than a tenth of the processors meanwhile: do not trust these rows."]
+    return []
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else list(range(value or 0))
