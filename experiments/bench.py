@@ -85,7 +85,9 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
     from experiments.bench_cost import probe_peaks
     from experiments.bench_report import as_text, write_page
     from experiments.bench_subjects import random_subjects, saved_subjects, single_products
+    from kaprune_jax.kernels.block_sparse.api import choose_backend
 
+    choose_backend(settings.backend)  # says what it lacks before anything is compiled
     subjects = saved_subjects(settings) if settings.models else random_subjects(settings)
     peaks = probe_peaks()
     rows = [row for subject in subjects for batch in settings.batch for row in subject(batch, peaks)]
