@@ -127,7 +127,10 @@ def _resolve(cell: dict[str, Any], varied: list[str], out: Path, file: str) -> T
     if "," in settings.coupling:
         raise InputError(f"--study {file}: coupling={settings.coupling!r}; one in each cell is needed")
     name = "-".join(_short(cell[name]) for name in varied if name in cell) or settings.coupling
-    return dataclasses.replace(settings, out=str(out / "cells" / f"{name}-{_digest(cell)}"), resume=True)
+    digest = _digest(cell)
+    known = sorted((out / "cells").glob(f"*-{digest}"))  # a grid that has grown since names its cells otherwise
+    place = known[0] if known else out / "cells" / f"{name}-{digest}"
+    return dataclasses.replace(settings, out=str(place), resume=True)
 
 
 def _run_cell(settings: TransferSettings, folder: Path, out: Path, should_stop: Callable[[], bool]) -> None:

@@ -176,6 +176,12 @@ def test_a_study_runs_its_cells_once_and_in_slices(run, files, other, teachers, 
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")}
     assert transfer.main(["--study", str(file)]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")}
+    more = {"coupling": ["none"], "seed": [0], "steps": [20, 16]}  # a grid that grows runs only what is new
+    file.write_text(json.dumps({"out": str(tmp_path / "study"), "base": base, "grids": [grid, more]}), "utf-8")
+    assert transfer.main(["--study", str(file)]) == 0
+    after = {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")}
+    assert before.items() < after.items()
+    assert len(after) == 5
 
 
 def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
