@@ -43,7 +43,7 @@ class Settings:
     sparsity: float | None = _flag(
         "fraction of encoder-matrix weights removed, in [0, 1) [0.95; 1 - N/M for N:M]", None
     )
-    pattern: str = _flag("element, block-RxC (R inputs by C outputs) or N:M", "element")
+    pattern: str = _flag("element, block-RxC (R inputs by C outputs), block-RxC-balanced or N:M", "element")
     scope: str = _flag("rank weights within each matrix, or over all", "matrix", choices=("matrix", "global"))
     target_at: float = _flag("fraction of the run at which the sparsity is reached, in (0, 1]", 0.5)
     sparsity_schedule: str = _flag(
@@ -159,7 +159,7 @@ def resolve(settings: S) -> S:
         )
     resolved = dataclasses.replace(settings, **filled)
     _check(resolved)
-    if pattern.kind == "n:m" and resolved.scope == "global":
+    if (pattern.kind == "n:m" or pattern.balanced) and resolved.scope == "global":
         raise InputError(
             f"--scope global does not go with --pattern {resolved.pattern}, which is per group; use matrix"
         )

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from kaprune_jax._tree import path_string, select
 from kaprune_jax._typing import Masks, Params, Predicate
-from kaprune_jax.prune.masks import _keys, _select
+from kaprune_jax.prune.masks import _keys, _select, choose_pieces
 from kaprune_jax.prune.patterns import Pattern, parse_pattern
 from kaprune_jax.prune.schedules import PruningSchedule
 
@@ -62,7 +62,7 @@ def magnitude_pruning(
       every: steps between mask updates; with neither this nor `updates`, 50.
       updates: number of mask updates, spread evenly over the schedule (SparseBERT: 100).
       prunable: which parameters: a regular expression on the whole path, or a function of path and array.
-      pattern: "element", "block-RxC" or "N:M".
+      pattern: "element", "block-RxC", "block-RxC-balanced" or "N:M".
       scope: "matrix": every matrix keeps its own floor(n (1 - s)); "global": all are ranked together.
       alike: matrices whose paths are the same once what this regular expression matches is taken out have one mask,
         made from the sums of their magnitudes: several tasks' copies of a model, say. By default each has its own.
@@ -82,7 +82,7 @@ def magnitude_pruning(
     form = parse_pattern(pattern)
     if form.sparsity is not None and abs(form.sparsity - schedule.final) > 1e-9:
         raise ValueError(f"pattern {pattern} removes exactly {form.sparsity}; the schedule ends at {schedule.final}")
-    if form.kind == "n:m" and scope == "global":
+    if (form.kind == "n:m" or form.balanced) and scope == "global":
         raise ValueError(f"pattern {pattern} is per group; scope=global is for element and block-RxC")
     if scope not in ("matrix", "global"):
         raise ValueError(f"scope={scope!r}; allowed: matrix, global")
@@ -171,7 +171,7 @@ def _update_masks(params, masks: Masks, form: Pattern, sparsities: np.ndarray, i
         for shape, numbers in by_shape.items():
             keys = jnp.stack([keys_of(weights[places[number]], leaves[places[number]]) for number in numbers])
             keep = counts(shape)
-            found = jax.lax.map(lambda key, keep=keep: _select([key], keep)[0], keys)
+            found = jax.lax.map(lambda key, keep=keep: choose_pieces(form, key, keep), keys)
             for number, mask in zip(numbers, found, strict=True):
                 selected[number] = mask
     for place, mask in zip(places, selected, strict=True):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kaprune_jax._typing import Masks, Params
-from kaprune_jax.prune.patterns import parse_pattern
+from kaprune_jax.prune.patterns import Pattern, parse_pattern
 
 _LOWEST = -(2**31)
 
@@ -60,6 +60,21 @@ def _select(keys: Sequence[Int[Array, "groups _"]], keep: Array) -> list[Bool[Ar
     return [one | other for one, other in zip(above, chosen, strict=True)]
 
 
+def choose_pieces(form: Pattern, keys: Int[Array, "groups _"], keep: Array) -> Bool[Array, "groups _"]:
+    """Marks the pieces of one matrix to keep, of the largest keys: `keep` of each group, or balanced, `keep` in all.
+
+    Balanced, every group keeps floor(keep / groups), and what is left over goes to those whose next piece is largest.
+    """
+    if not form.balanced:
+        return _select([keys], keep)[0]
+    groups = keys.shape[0]
+    each = keep // groups
+    sure, possible = (_select([keys], each + more)[0] for more in (0, 1))
+    rest = jnp.where(possible & ~sure, keys, jnp.int32(_LOWEST)).reshape(1, -1)
+    (chosen,) = _select([rest], keep - each * groups)
+    return sure | (chosen.reshape(keys.shape) & possible)
+
+
 def topk_mask(scores: Float[Array, "..."], sparsity: float, *, pattern: str = "element") -> Bool[Array, "..."]:
     """Keeps exactly floor(n (1 - sparsity)) pieces, those of the largest scores; ties go to the lower index.
 
@@ -67,7 +82,8 @@ def topk_mask(scores: Float[Array, "..."], sparsity: float, *, pattern: str = "e
       scores: what is ranked, with its sign: pieces of several weights by the sum of their scores. For magnitude
         pruning give `jnp.abs(weights)`.
       sparsity: fraction of pieces removed, in [0, 1). For "N:M" exactly N of M are kept and it must be 1 - N/M.
-      pattern: "element", "block-RxC" (R inputs by C outputs), "N:M" (along the inputs, the first axis).
+      pattern: "element", "block-RxC" (R inputs by C outputs), "block-RxC-balanced" (as many in every stripe of C
+        outputs, give or take one), "N:M" (along the inputs, the first axis).
 
     Returns:
       a boolean mask of the shape of `scores`, True where kept.
@@ -86,8 +102,8 @@ def topk_mask(scores: Float[Array, "..."], sparsity: float, *, pattern: str = "e
     form.check(scores.shape, "scores")
     if form.sparsity is not None and abs(form.sparsity - sparsity) > 1e-9:
         raise ValueError(f"sparsity={sparsity!r}; pattern {pattern} removes exactly {form.sparsity}")
-    (mask,) = _select([_keys(form.sums(scores), None)], jnp.int32(form.kept(scores.shape, sparsity)))
-    return form.spread(mask, scores.shape)
+    kept = jnp.int32(form.kept(scores.shape, sparsity))
+    return form.spread(choose_pieces(form, _keys(form.sums(scores), None), kept), scores.shape)
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:

@@ -9,7 +9,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-_FORMS = "element, block-RxC (such as block-32x128), N:M (such as 2:4)"
+_FORMS = "element, block-RxC (such as block-32x128), block-RxC-balanced, N:M (such as 2:4)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,16 +19,20 @@ class Pattern:
     Attributes:
       kind: "element"; "block", pieces of `rows` inputs by `columns` outputs; or "n:m", at most `rows` weights kept
         among every `columns` successive inputs of an output, the form sparse tensor cores take.
+      balanced: of blocks: every stripe of `columns` outputs keeps as many as the others, give or take one, so that
+        kernels with the same work for each stripe have nothing to fill up.
     """
 
     kind: Literal["element", "block", "n:m"]
     rows: int = 1
     columns: int = 1
+    balanced: bool = False
 
     def __str__(self) -> str:
         if self.kind == "element":
             return "element"
-        return f"block-{self.rows}x{self.columns}" if self.kind == "block" else f"{self.rows}:{self.columns}"
+        block = f"block-{self.rows}x{self.columns}{'-balanced' if self.balanced else ''}"
+        return block if self.kind == "block" else f"{self.rows}:{self.columns}"
 
     @property
     def sparsity(self) -> float | None:
@@ -50,10 +54,14 @@ class Pattern:
         size = math.prod(shape)
         if self.kind == "n:m":
             return size // self.columns, self.columns
+        if self.balanced:
+            return shape[1] // self.columns, shape[0] // self.rows
         return 1, size // (self.rows * self.columns)
 
     def kept(self, shape: tuple[int, ...], sparsity: float) -> int:
-        """Pieces each group keeps at a sparsity: floor(n (1 - s)), and never under N in N:M."""
+        """Pieces each group keeps at a sparsity: floor(n (1 - s)), and never under N in N:M; balanced, all groups."""
+        if self.balanced:
+            return keep_count(math.prod(self.pieces(shape)), sparsity)
         count = keep_count(self.pieces(shape)[1], sparsity)
         return max(count, self.rows) if self.kind == "n:m" else count
 
@@ -65,7 +73,8 @@ class Pattern:
         if self.kind == "block":
             inputs, outputs = scores.shape
             blocks = scores.reshape(inputs // self.rows, self.rows, outputs // self.columns, self.columns)
-            return blocks.sum(axis=(1, 3)).reshape(1, -1)
+            sums = blocks.sum(axis=(1, 3))
+            return sums.T if self.balanced else sums.reshape(1, -1)
         return scores.T.reshape(-1, self.columns)
 
     def split(self, mask: Shaped[Array, "..."]) -> Shaped[Array, "groups pieces"]:
@@ -73,7 +82,8 @@ class Pattern:
         if self.kind == "element":
             return mask.reshape(1, -1)
         if self.kind == "block":
-            return mask[:: self.rows, :: self.columns].reshape(1, -1)
+            blocks = mask[:: self.rows, :: self.columns]
+            return blocks.T if self.balanced else blocks.reshape(1, -1)
         return mask.T.reshape(-1, self.columns)
 
     def spread(self, pieces: Shaped[Array, "groups pieces"], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
@@ -82,6 +92,7 @@ class Pattern:
             return pieces.reshape(shape)
         inputs, outputs = shape
         if self.kind == "block":
+            pieces = pieces.T if self.balanced else pieces
             grid = pieces.reshape(inputs // self.rows, 1, outputs // self.columns, 1)
             full = (inputs // self.rows, self.rows, outputs // self.columns, self.columns)
             return jnp.broadcast_to(grid, full).reshape(shape)
@@ -89,17 +100,17 @@ class Pattern:
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Reads "element", "block-RxC" (R inputs by C outputs) or "N:M".
+    """Reads "element", "block-RxC" (R inputs by C outputs), "block-RxC-balanced" or "N:M".
 
     Raises:
       ValueError: another text, a zero, or N >= M; the message lists what is allowed.
     """
     if text == "element":
         return Pattern("element")
-    if block := re.fullmatch(r"block-(\d+)x(\d+)", text):
+    if block := re.fullmatch(r"block-(\d+)x(\d+)(-balanced)?", text):
         rows, columns = int(block[1]), int(block[2])
         if rows and columns:
-            return Pattern("block", rows, columns)
+            return Pattern("block", rows, columns, balanced=bool(block[3]))
     if ratio := re.fullmatch(r"(\d+):(\d+)", text):
         keep, group = int(ratio[1]), int(ratio[2])
         if keep >= group or not keep:

@@ -41,10 +41,11 @@ def train(tx, params, steps):
 
 @pytest.mark.parametrize("scope", ["matrix", "global"])
 @pytest.mark.parametrize(
-    ("pattern", "sparsity"), [("element", 0.95), ("element", 0.0), ("block-4x8", 0.7), ("2:4", 0.5)]
+    ("pattern", "sparsity"),
+    [("element", 0.95), ("element", 0.0), ("block-4x8", 0.7), ("block-4x8-balanced", 0.7), ("2:4", 0.5)],
 )
 def test_exact_counts_zeros_and_no_regrowth(pattern, sparsity, scope, getkey):
-    if pattern == "2:4" and scope == "global":
+    if pattern in ("2:4", "block-4x8-balanced") and scope == "global":
         with pytest.raises(ValueError, match="scope=global"):
             kp.magnitude_pruning(kp.cubic(sparsity, end=10), pattern=pattern, scope=scope)
         return
@@ -61,9 +62,14 @@ def test_exact_counts_zeros_and_no_regrowth(pattern, sparsity, scope, getkey):
         if before is not None:
             assert all(not np.any(np.asarray(new) & ~np.asarray(old)) for new, old in zip(kept, before, strict=True))
         before = kept
-    unit = {"element": 1, "block-4x8": 32, "2:4": 1}[pattern]
+    unit = 32 if "block" in pattern else 1
     sizes = [16 * 24, 24 * 8]
     counts = [int(mask.sum()) for mask in before]
+    if "balanced" in pattern:
+        stripes = [
+            np.asarray(mask).reshape(-1, 4, mask.shape[1] // 8, 8).any(axis=(1, 3)).sum(axis=0) for mask in before
+        ]
+        assert all(stripe.max() - stripe.min() <= 1 for stripe in stripes)
     if pattern == "2:4":
         assert counts == [size // 2 for size in sizes]
     elif scope == "matrix":

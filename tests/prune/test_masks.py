@@ -48,6 +48,23 @@ def test_blocks_go_as_a_whole(rng):
     np.testing.assert_array_equal(blocks[:, 0].reshape(8, 8), oracle(sums, 16))
 
 
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8, 0.9, 0.97])
+@pytest.mark.parametrize("digits", [0, 8])
+def test_balanced_blocks_are_the_best_of_each_stripe(sparsity, digits, rng):
+    scores = np.abs(rng.normal(size=(80, 28))).astype(np.float32).round(digits)  # 10 blocks in each of 7 stripes
+    mask = np.asarray(kp.topk_mask(jnp.asarray(scores), sparsity, pattern="block-8x4-balanced"))
+    blocks = mask.reshape(10, 8, 7, 4).any(axis=(1, 3))
+    np.testing.assert_array_equal(mask, np.repeat(np.repeat(blocks, 8, 0), 4, 1))
+    sums = scores.reshape(10, 8, 7, 4).sum(axis=(1, 3), dtype=np.float32)
+    each, more = divmod(keep_count(70, sparsity), 7)
+    order = [np.argsort(-column, kind="stable") for column in sums.T]
+    following = [column[best[each]] if each < 10 else -1.0 for column, best in zip(sums.T, order, strict=True)]
+    lucky = set(np.argsort(-np.array(following), kind="stable")[:more].tolist())
+    for number, best in enumerate(order):
+        wanted = set(best[: each + (number in lucky)].tolist())
+        assert set(np.flatnonzero(blocks[:, number]).tolist()) == wanted
+
+
 def test_two_of_four_keeps_the_two_largest_inputs_of_each_output(rng):
     scores = rng.normal(size=(16, 5)).astype(np.float32)
     mask = np.asarray(kp.topk_mask(jnp.asarray(scores), 0.5, pattern="2:4"))

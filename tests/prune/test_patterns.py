@@ -5,12 +5,14 @@ import pytest
 from kaprune_jax.prune.patterns import Pattern, keep_count, parse_pattern
 
 
-@pytest.mark.parametrize("text", ["element", "block-32x128", "block-1x4", "2:4", "1:8"])
+@pytest.mark.parametrize("text", ["element", "block-32x128", "block-1x4", "block-32x128-balanced", "2:4", "1:8"])
 def test_a_pattern_reads_back_as_written(text):
     assert str(parse_pattern(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "elements", "block-", "block-0x4", "block-4", "4:2", "4:4", "0:4", "2:0", "-1:4"])
+@pytest.mark.parametrize(
+    "text", ["", "elements", "block-", "block-0x4", "block-4", "block-4x4-", "4:2", "4:4", "0:4", "2:0", "-1:4"]
+)
 def test_unknown_patterns_are_refused_with_what_is_allowed(text):
     with pytest.raises(ValueError, match="allowed: element, block-RxC .*, N:M"):
         parse_pattern(text)
@@ -23,7 +25,7 @@ def test_counts_take_the_sparsity_as_the_decimal_it_is_written_as(n, sparsity, k
     assert keep_count(n, sparsity) == kept
 
 
-@pytest.mark.parametrize("text", ["element", "block-4x3", "2:4"])
+@pytest.mark.parametrize("text", ["element", "block-4x3", "block-4x3-balanced", "2:4"])
 def test_split_undoes_spread(text, rng):
     form, shape = parse_pattern(text), (8, 6)
     groups, pieces = form.pieces(shape)
