@@ -3,6 +3,11 @@
 import re
 from pathlib import Path
 
+import jax
+
+import kaprune_jax as kp
+from kaprune_jax.models.bert import init_params
+
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
@@ -17,12 +22,23 @@ def test_the_library_example_runs_and_prints_what_it_says(tmp_path, monkeypatch,
 
 def test_the_example_of_gates_runs_after_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    first, second, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(compile(first, "README.md", "exec"), names)
     exec(compile(second, "README.md", "exec"), names)
     assert names["smaller"].config.is_shrunk
     assert float(names["shortfall"]) > 0.88
+
+
+def test_the_example_of_compiled_models_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start = kp.load("mini")
+    config = start.config.replace(head="classification", labels=("no", "yes"))
+    params = {**start.params, **init_params(config, jax.random.key(0), parts=("head",))}
+    kp.save("runs/mine", params, config, tokenizer=start.tokenizer)
+    names: dict = {"kp": kp}
+    exec(compile(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[2], "README.md", "exec"), names)
+    assert len(names["fast"].plan) == 4 * config.num_hidden_layers
 
 
 def test_no_placeholder_is_left():
