@@ -33,8 +33,9 @@ def test_the_example_of_gates_runs_after_it(tmp_path, monkeypatch):
 def test_the_example_of_compiled_models_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start = kp.load("mini")
-    config = start.config.replace(head="classification", labels=("no", "yes"))
-    params = {**start.params, **init_params(config, jax.random.key(0), parts=("head",))}
+    config = start.config.replace(head="classification", labels=("no", "yes"), pooling="mean")
+    params = {name: start.params[name] for name in ("embeddings", "encoder")}
+    params |= init_params(config, jax.random.key(0), parts=("head",))
     kp.save("runs/mine", params, config, tokenizer=start.tokenizer)
     names: dict = {"kp": kp}
     exec(compile(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[2], "README.md", "exec"), names)
