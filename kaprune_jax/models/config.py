@@ -123,6 +123,9 @@ class BertConfig:
         return dataclasses.replace(self, **changes)
 
 
+FORMAT = 1
+"""Of the `kaprune` section; a folder of a later one is refused, since what it says would be misread."""
+
 _OWN = ("pooling", "head", "labels", "layers", "attention_head_size", "pooler_size")
 _SIZES = tuple(field.name for field in dataclasses.fields(BertConfig) if field.name not in _OWN)
 
@@ -151,6 +154,11 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
     section, names = raw.get("kaprune", {}), raw.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
     if not isinstance(section, dict) or not isinstance(names, dict) or not all(key.isdigit() for key in names):
         raise InputError(f"{where}: kaprune and id2label must be JSON objects, the keys of id2label whole numbers")
+    version = section.get("format", FORMAT)
+    if type(version) is not int or not 1 <= version <= FORMAT:
+        raise InputError(
+            f"{where}: kaprune.format={version!r}; this version reads up to {FORMAT}: install a newer kaprune-jax"
+        )
     architecture = (raw.get("architectures") or ["BertModel"])[0]
     labels: tuple[str, ...] = ()
     head: Head = "none"
@@ -222,6 +230,7 @@ def to_hugging_face(config: BertConfig) -> dict[str, Any]:
         raw["problem_type"] = "regression"
     layers = [config.layer(index) for index in range(config.num_hidden_layers)]
     raw["kaprune"] = {
+        "format": FORMAT,
         "pooling": config.pooling,
         "head": config.head,
         "hidden": config.hidden_size,

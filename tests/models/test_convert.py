@@ -128,6 +128,8 @@ def test_kernels_are_inputs_by_outputs():
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"num_attention_heads": 5}, "hidden_size=32 is no multiple"),
         ({"is_decoder": True}, "a decoder"),
+        ({"kaprune": {"format": 2}}, "kaprune.format=2; this version reads up to 1: install a newer"),
+        ({"kaprune": {"format": "x"}}, "kaprune.format=.x.; this version reads up to 1"),
         ({"hidden_size": 0}, "hidden_size=0"),
     ],
 )
