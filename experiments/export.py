@@ -1,0 +1,86 @@
+"""A pruned model for other runtimes: `python -m experiments.export RUN --to hf|stablehlo`.
+
+hf: a folder that stock `transformers` loads, zeros in place. stablehlo: a program that runs with JAX alone, without
+this package. Each is read back and run on real rows before it is called done. Exit codes: 0 done; 2 bad input.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from kaprune_jax._errors import InputError
+
+FORMATS = ("hf", "stablehlo")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help lists the flags")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the flags.
+
+    Raises:
+      InputError: an unknown flag, or a value that is not allowed.
+    """
+    parser = _Parser(
+        prog="python -m experiments.export", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help="run or model folder")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="what for")
+    parser.add_argument("--out", help="new folder [RUN_OR_MODEL/export-FORMAT]")
+    settings = parser.parse_args(arguments)
+    settings.out = settings.out or str(Path(settings.model) / f"export-{settings.to}")
+    return settings
+
+
+def run(settings: argparse.Namespace) -> Path:
+    """Writes the folder beside its place, checks it there, then gives it its place.
+
+    Raises:
+      InputError: no such model, one that this format cannot hold, or a folder that is there already.
+    """
+    from experiments.export_formats import to_hugging_face, to_stablehlo
+    from kaprune_jax.deploy.folder import load
+
+    out = Path(settings.out)
+    model = load(settings.model)
+    if not model.config.num_logits:
+        raise InputError(f"{settings.model}: a model with a classification or regression head is needed")
+    if out.exists():
+        raise InputError(f"--out {out}: is there already; a new folder is needed")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: its parent is no folder")
+    work = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}-"))
+    try:
+        found = {"hf": to_hugging_face, "stablehlo": to_stablehlo}[settings.to](model, work)
+        (work / "export.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        work.chmod(0o755)
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    print(f"{out}: {found['says']}")
+    return out
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    try:
+        run(parse(arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Exported models give the logits of the model they come from, read by what they are for."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kaprune_jax as kp
+from experiments.export import main
+from kaprune_jax.deploy.masks import read_masks
+from kaprune_jax.deploy.shrink import matrix_masks
+from kaprune_jax.models.bert import init_params, make_apply
+
+
+def make(tiny, folder, *, hidden=False, cut=True):
+    """A structured model: of layer 0 a head and the feed-forward part are gone, of layer 1 the attention and units."""
+    start = kp.load(tiny)
+    config = start.config.replace(head="classification", labels=("no", "yes"), pooling="cls")
+    params = jax.tree.map(np.asarray, init_params(config, jax.random.key(0)))
+    if not cut:
+        return kp.save(folder, params, config, tokenizer=start.tokenizer)
+    gates = {gate.name: np.ones(gate.shape, np.float32) for gate in kp.bert_layout(config).gates}
+    gates["heads"][0, 1], gates["ffn"][0], gates["units"][0] = 0, 0, 0
+    gates["attention"][1], gates["heads"][1], gates["units"][1, ::3] = 0, 0, 0
+    gates["hidden"][::5] = 0 if hidden else 1
+    smaller = kp.materialize(params, gates, config)
+    masks = matrix_masks(smaller.kept, config)
+    return kp.save(folder, smaller.params, smaller.config, tokenizer=start.tokenizer, masks=masks)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_hugging_face_folders_have_whole_shapes(tiny, tmp_path, cut, capsys):
+    make(tiny, tmp_path / "model", cut=cut)
+    assert main([str(tmp_path / "model"), "--to", "hf", "--out", str(tmp_path / "out")]) == 0
+    assert "AutoModelForSequenceClassification loads it" in capsys.readouterr().out
+    model, out = kp.load(tmp_path / "model"), kp.load(tmp_path / "out")
+    assert not out.config.is_shrunk
+    ids = jnp.array([[5, 6, 7, 8]])
+    np.testing.assert_allclose(
+        out.apply(out.params, ids).logits, model.apply(model.params, ids).logits, atol=1e-6
+    )  # fmt: skip
+    if cut:
+        zeros = dict(read_masks(tmp_path / "model"))
+        for index, layer in out.params["encoder"]["layers"].items():
+            up = np.asarray(layer["ffn"]["up"]["kernel"])
+            assert not up[~zeros[f"encoder/layers/{index}/ffn/up/kernel"]].any()
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["difference"] < 1e-4
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_program_runs_without_this_package(tiny, tmp_path, hidden):
+    make(tiny, tmp_path / "model", hidden=hidden)
+    assert main([str(tmp_path / "model"), "--to", "stablehlo"]) == 0
+    out, model = tmp_path / "model" / "export-stablehlo", kp.load(tmp_path / "model")
+    row = [3, 9, 14, 20, 2]
+    done = subprocess.run(
+        [sys.executable, "-I", str(out / "run.py"), *map(str, row)], capture_output=True, text=True, check=True
+    )
+    expected = make_apply(model.config)(model.params, jnp.array([row])).logits
+    np.testing.assert_allclose(np.array(json.loads(done.stdout)), expected, rtol=1e-4, atol=1e-5)
+    program = jax.export.deserialize(bytearray((out / "model.stablehlo").read_bytes()))
+    rows = np.array([row, row[::-1], row], np.int32)
+    assert program.call(rows, np.ones_like(rows), np.zeros_like(rows)).shape == (3, 2)
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["MODEL", "--to", "hf"], "hidden dimensions are gone"),
+        (["MODEL", "--to", "onnx2"], "invalid choice: 'onnx2'"),
+        (["MODEL"], "--to"),
+        (["nowhere", "--to", "hf"], "'nowhere'"),
+        (["TINY", "--to", "hf", "--out", "HERE/new"], "classification or regression head is needed"),
+        (["MODEL", "--to", "hf", "--out", "MODEL"], "is there already"),
+        (["MODEL", "--to", "hf", "--out", "HERE/no/where"], "its parent is no folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tiny, tmp_path, capsys, flags, words):
+    make(tiny, tmp_path / "model", hidden=True)
+    before = sorted(tmp_path.rglob("*"))
+    places = {"MODEL": str(tmp_path / "model"), "TINY": str(tiny), "HERE": str(tmp_path)}
+    for name, place in places.items():
+        flags = [flag.replace(name, place) for flag in flags]
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
