@@ -59,6 +59,7 @@ def batch_of(rng, config, rows=5, seq=24):
     return tuple(map(jnp.asarray, (ids * mask, mask, (np.arange(seq) > 5).astype(np.int32) * mask)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("zeros", ["none", "element", "block", "structures", "heads", "keys", "all"])
 @pytest.mark.parametrize("backend", ["auto", "reference", "xla"])
 def test_logits_are_those_of_the_model(rng, zeros, backend):

@@ -85,6 +85,7 @@ def test_the_smaller_dense_model_has_as_many_weights(share):
     assert kept == pytest.approx(share * full, rel=0.02)
 
 
+@pytest.mark.long
 def test_a_saved_model_is_measured(tiny, tmp_path, capsys):
     from kaprune_jax.deploy.folder import load, save
 

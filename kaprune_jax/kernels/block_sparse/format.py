@@ -69,7 +69,7 @@ def pack(weight: Any, mask: Any = None, *, block: tuple[int, int] = BLOCK, dtype
       mask: [inputs, outputs], True where kept; by default where the weight is not zero. A kept weight that happens to
         be zero keeps its block.
       block: (bk, bn), inputs and outputs of a block, each >= 1; kernels on accelerators want multiples of 16 and 128.
-      dtype: of the stored blocks; by default the weight's.
+      dtype: of the stored blocks; by default the weight's, or what JAX makes of it.
 
     Raises:
       ValueError: not a matrix, a mask of another shape, a weight that is not zero where the mask says removed, or a
@@ -94,7 +94,7 @@ def pack(weight: Any, mask: Any = None, *, block: tuple[int, int] = BLOCK, dtype
     panels, rows = np.nonzero(used)
     counts = tuple(used.sum(axis=1).tolist())
     blocks = np.ascontiguousarray(tiles[panels, rows].transpose(0, 2, 1))
-    blocks = jnp.asarray(blocks, dtype or weight.dtype)
+    blocks = jnp.asarray(blocks) if dtype is None else jnp.asarray(blocks, dtype)
     return BlockPanels(blocks, jnp.asarray(rows, jnp.int32), counts, (weight.shape[0], weight.shape[1]), (bk, bn))
 
 

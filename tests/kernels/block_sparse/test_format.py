@@ -42,6 +42,12 @@ def test_a_kept_zero_keeps_its_block(rng):
     np.testing.assert_array_equal(panels.rows, [1])
 
 
+def test_wide_floats_are_stored_as_jax_stores_them(rng):
+    weight = rng.normal(size=(40, 130))
+    assert kp.pack(weight).blocks.dtype == jnp.float32
+    np.testing.assert_array_equal(kp.unpack(kp.pack(weight)), weight.astype(np.float32))
+
+
 def test_padded_view_has_zeros_where_a_panel_has_fewer(rng):
     weight, mask = blocky(rng, 160, 384, (32, 128), 0.5)
     mask[:, 128:256] = False
