@@ -82,7 +82,7 @@ def _pictures(report: dict[str, Any]) -> str:
         if len({round(row["sparsity"], 4) for row in rows}) < 2 or "one product" in rows[0]["subject"]:
             continue
         names = [name for name in dict.fromkeys(row["variant"] for row in rows) if name != "dense"]
-        colours = {name: f"c{1 + number % 8}" for number, name in enumerate(names)}
+        colours = {name: f"c{1 + n % 8}{' broken' * (n > 7)}" for n, name in enumerate(names)}
         lines = []
         for name in names:
             own = sorted((row for row in rows if row["variant"] == name), key=lambda row: row["sparsity"])

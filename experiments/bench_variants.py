@@ -87,13 +87,13 @@ def smaller_config(whole: BertConfig, kept: int) -> BertConfig:
 
 
 def random_blocks(params: Params, *, density: float, seed: int = 0) -> Params:
-    """Random zeros in the encoder's matrices, in blocks of 32 by 128, as many in every panel of 128 outputs."""
+    """Random zeros in blocks of 32 by 128: every panel of 128 outputs keeps as many, give or take one for the total."""
     random = np.random.default_rng(seed)
     params = jax.tree.map(np.array, params)
     for layer in params["encoder"]["layers"].values():
         for part in (*layer["attention"].values(), *layer["ffn"].values()):
             blocks, panels = -(-part["kernel"].shape[0] // 32), -(-part["kernel"].shape[1] // 128)
-            keep = np.argsort(random.random((blocks, panels)), axis=0) < max(1, round(density * blocks))
+            keep = _balanced(random, blocks, panels, density)
             full = np.repeat(np.repeat(keep, 32, 0), 128, 1)
             part["kernel"] *= full[: part["kernel"].shape[0], : part["kernel"].shape[1]]
     return params
@@ -106,7 +106,7 @@ def matmul_variants(
 
     random = np.random.default_rng(seed)
     count = -(-inputs // 32)
-    keep = np.argsort(random.random((count, -(-outputs // 128))), axis=0) < round(density * count)
+    keep = _balanced(random, count, -(-outputs // 128), density)
     mask = np.repeat(np.repeat(keep, 32, 0), 128, 1)[:inputs, :outputs]
     weight = random.normal(size=(inputs, outputs)).astype(np.float32) * mask
     x = jax.device_put(random.normal(size=(inputs, tokens)).astype(np.float32))
@@ -121,6 +121,13 @@ def matmul_variants(
         Variant(f"blocks {density:.0%}", lambda: jax.block_until_ready(blocks(packed, x)), expected, 1e-5,
                 [linear_cost(inputs, outputs, panels.blocks.size, tokens)]),
     ]  # fmt: skip
+
+
+def _balanced(random: np.random.Generator, blocks: int, panels: int, density: float) -> np.ndarray:
+    """Which of the blocks [blocks, panels] are kept: a fraction of them, spread evenly over the panels."""
+    each, more = divmod(round(density * blocks * panels), panels)
+    counts = each + (random.permutation(panels) < more)
+    return np.argsort(np.argsort(random.random((blocks, panels)), axis=0), axis=0) < counts
 
 
 def _logits(config: BertConfig, dtype: str) -> Callable[..., Any]:

@@ -74,6 +74,11 @@ def test_random_blocks_are_balanced(params):
         for part in (*layer["attention"].values(), *layer["ffn"].values()):
             tiles = (part["kernel"] != 0).reshape(part["kernel"].shape[0] // 32, 32, -1, 128).any(axis=(1, 3))
             assert set(tiles.sum(axis=0)) == {tiles.shape[0] // 2}
+    for layer in random_blocks(params, density=0.3)["encoder"]["layers"].values():
+        for part in (*layer["attention"].values(), *layer["ffn"].values()):
+            tiles = (part["kernel"] != 0).reshape(part["kernel"].shape[0] // 32, 32, -1, 128).any(axis=(1, 3))
+            assert tiles.sum() == round(0.3 * tiles.size)
+            assert np.ptp(tiles.sum(axis=0)) <= 1
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.6])
