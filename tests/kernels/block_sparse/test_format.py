@@ -81,7 +81,7 @@ def test_matrices_over_the_same_inputs_are_joined(rng):
         (lambda: kp.pack(np.ones((4, 4)), np.ones((4, 4), np.float32)), "float32.*booleans"),
         (lambda: kp.pack(np.eye(4), np.zeros((4, 4), bool)), r"4 places: weight\[0, 0\] = 1.0"),
         (lambda: kp.concat_panels(), "at least one"),
-        (lambda: kp.concat_panels(kp.pack(np.ones((4, 128))), kp.pack(np.ones((8, 128)))), "4 inputs.*8"),
+        (lambda: kp.concat_panels(kp.pack(np.ones((4, 128))), kp.pack(np.ones((8, 128)))), "8 inputs.*and of 4"),
         (lambda: kp.concat_panels(kp.pack(np.ones((4, 100))), kp.pack(np.ones((4, 128)))), "100 outputs do not fill"),
     ],
 )
