@@ -4,6 +4,7 @@
 fails for want of a platform; a backend that is named runs, or says what it needs.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kaprune_jax.kernels.block_sparse import pallas_mosaic_gpu, pallas_tpu, reference, xla
-from kaprune_jax.kernels.block_sparse.epilogue import Activation, check_activation
+from kaprune_jax.kernels.block_sparse.epilogue import Activation, Epilogue, check_activation
 from kaprune_jax.kernels.block_sparse.format import BlockPanels
 
 Some = Array | np.ndarray
@@ -58,20 +59,12 @@ def block_matmul(
       >>> kp.block_matmul(np.ones((2, 64), np.float32), panels)[:, [0, 200]].tolist()
       [[32.0, 0.0], [32.0, 0.0]]
     """
-    x = jnp.asarray(x)
-    flat = _flat(x, panels)
-    if residual is not None and residual.shape != (*x.shape[:-1], panels.shape[1]):
-        raise ValueError(f"residual of shape {residual.shape}: {(*x.shape[:-1], panels.shape[1])} is needed")
-    out = matmul_features_major(
-        flat.T,
-        panels,
-        bias,
-        None if residual is None else jnp.asarray(residual).reshape(-1, panels.shape[1]).T,
-        activation=activation,
-        backend=backend,
-        interpret=interpret,
-    )
-    return out.T.reshape(*x.shape[:-1], panels.shape[1])
+    options: dict[str, Any] = {"activation": activation, "backend": backend, "interpret": interpret}
+
+    def product(xt: Array, rest: Array | None) -> Array:
+        return matmul_features_major(xt, panels, bias, rest, **options)
+
+    return _tokens_first(product, x, residual, panels.shape)
 
 
 def matmul_features_major(
@@ -86,7 +79,7 @@ def matmul_features_major(
 ) -> Float[Array, "outputs tokens"]:
     """`block_matmul` with tokens last, as all backends work: successive products need no transpose between them."""
     check_activation(activation)
-    arguments = (xt, panels, _column(bias, panels), activation, residual)
+    arguments = (xt, panels, Epilogue(_column(bias, panels), activation, residual))
     chosen = choose_backend(backend, panels, dtype=xt.dtype, interpret=interpret)
     if chosen == "xla":
         return xla.matmul(*arguments)
@@ -113,13 +106,12 @@ def block_ffn(
 
     Args, errors: as for `block_matmul`; the outputs of `up` are the inputs of `down`.
     """
-    x = jnp.asarray(x)
-    flat = _flat(x, up)
-    rest = None if residual is None else jnp.asarray(residual).reshape(-1, down.shape[1]).T
-    out = ffn_features_major(
-        flat.T, up, down, up_bias, down_bias, rest, activation=activation, backend=backend, interpret=interpret
-    )
-    return out.T.reshape(*x.shape[:-1], down.shape[1])
+    options: dict[str, Any] = {"activation": activation, "backend": backend, "interpret": interpret}
+
+    def product(xt: Array, rest: Array | None) -> Array:
+        return ffn_features_major(xt, up, down, up_bias, down_bias, rest, **options)
+
+    return _tokens_first(product, x, residual, (up.shape[0], down.shape[1]))
 
 
 def ffn_features_major(
@@ -139,8 +131,9 @@ def ffn_features_major(
     if up.shape[1] != down.shape[0]:
         raise ValueError(f"up has {up.shape[1]} outputs, and down {down.shape[0]} inputs")
     if choose_backend(backend, up, down, dtype=xt.dtype, interpret=interpret) == "tpu":
-        biases = _column(up_bias, up), _column(down_bias, down)
-        return pallas_tpu.ffn(xt, up, down, *biases, activation, residual, interpret=interpret)
+        first = Epilogue(_column(up_bias, up), activation)
+        second = Epilogue(_column(down_bias, down), residual=residual)
+        return pallas_tpu.ffn(xt, up, down, first, second, interpret=interpret)
     units = matmul_features_major(xt, up, up_bias, activation=activation, backend=backend, interpret=interpret)
     return matmul_features_major(units, down, down_bias, residual, backend=backend, interpret=interpret)
 
@@ -182,14 +175,22 @@ def _missing(backend: str, matrices: tuple[BlockPanels, ...], dtype: jnp.dtype, 
     return None if capability == "9.0" else f"compute capability 9.0, and this GPU has {capability}"
 
 
-def _flat(x: Array, panels: BlockPanels) -> Array:
-    if x.ndim < 1 or x.shape[-1] != panels.shape[0]:
-        raise ValueError(f"x of shape {x.shape}: the last axis must be the matrix's {panels.shape[0]} inputs")
+def _tokens_first(
+    product: Callable[[Array, Array | None], Array], x: Some, residual: Some | None, shape: tuple[int, int]
+) -> Array:
+    """A features-major product of rows in any leading shape, checked: one transpose in, one out."""
+    x, (inputs, outputs) = jnp.asarray(x), shape
+    if x.ndim < 1 or x.shape[-1] != inputs:
+        raise ValueError(f"x of shape {x.shape}: the last axis must be the matrix's {inputs} inputs")
     if x.size == 0:
         raise ValueError(f"x of shape {x.shape} is empty; at least one row is needed")
     if x.dtype == jnp.float16 and jax.default_backend() == "cpu":
         raise ValueError("x is float16, which this processor has no fast products for; use float32 or bfloat16")
-    return x.reshape(-1, x.shape[-1])
+    wanted = (*x.shape[:-1], outputs)
+    if residual is not None and residual.shape != wanted:
+        raise ValueError(f"residual of shape {residual.shape}: {wanted} is needed")
+    rest = None if residual is None else jnp.asarray(residual).reshape(-1, outputs).T
+    return product(x.reshape(-1, inputs).T, rest).T.reshape(wanted)
 
 
 def _column(bias: Some | None, panels: BlockPanels) -> Array | None:

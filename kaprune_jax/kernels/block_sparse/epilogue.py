@@ -1,13 +1,27 @@
 """What happens to a product before it is written: + bias, activation, + residual, cast, in this order, in float32."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Activation = Literal["gelu", "gelu_tanh", "relu"]
+
+
+class Epilogue(NamedTuple):
+    """What is done to a product, features-major.
+
+    Attributes:
+      bias: [outputs, 1], or None.
+      activation: or None.
+      residual: [outputs, tokens], or None.
+    """
+
+    bias: Any = None
+    activation: Activation | None = None
+    residual: Any = None
 
 
 def finish(

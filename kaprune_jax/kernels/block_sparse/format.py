@@ -146,6 +146,11 @@ def ell(panels: BlockPanels) -> tuple[jax.Array, jax.Array]:
     return blocks.transpose(0, 2, 1, 3).reshape(across, bn, most * bk), rows
 
 
+def fill(array: jax.Array, rows: int, tile: int) -> jax.Array:
+    """A matrix filled up with zeros to so many rows and to whole tiles of columns, as kernels want it."""
+    return jnp.pad(array, ((0, rows - array.shape[0]), (0, -array.shape[1] % tile)))
+
+
 @functools.lru_cache(maxsize=256)
 def _slots(counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Panel of every stored block, and its place within the panel."""

@@ -12,8 +12,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from kaprune_jax.kernels.block_sparse.epilogue import Activation, erf_by_exp, finish
-from kaprune_jax.kernels.block_sparse.format import BlockPanels
+from kaprune_jax.kernels.block_sparse.epilogue import Epilogue, erf_by_exp, finish
+from kaprune_jax.kernels.block_sparse.format import BlockPanels, fill
 
 TILE = 128
 """Tokens of a kernel block."""
@@ -25,29 +25,23 @@ STEPS = 4
 def matmul(
     xt: Float[Array, "inputs tokens"],
     panels: BlockPanels,
-    bias: Float[Array, "outputs 1"] | None,
-    activation: Activation | None,
-    residual: Float[Array, "outputs tokens"] | None,
+    epilogue: Epilogue,
     *,
     tile: int = TILE,
     interpret: bool = False,
 ) -> Float[Array, "outputs tokens"]:
     """act(W^T x + b) + r, features-major, accumulated in float32."""
-    (bk, bn), across, tokens = panels.block, len(panels.counts), xt.shape[1]
-    columns = -(-tokens // tile) * tile
-
-    def whole(array: Array, rows: int) -> Array:
-        return jnp.pad(array, ((0, rows - array.shape[0]), (0, columns - array.shape[1])))
-
+    (bk, bn), across = panels.block, len(panels.counts)
+    bias, activation, residual = epilogue
     # A matrix without a block has nothing to point at: one block of zeros, which no panel reads.
     blocks = panels.blocks if sum(panels.counts) else jnp.zeros((1, bn, bk), panels.blocks.dtype)
     rows = panels.rows if sum(panels.counts) else jnp.zeros(1, jnp.int32)
-    inputs = whole(xt, panels.input_blocks * bk)
+    inputs = fill(xt, panels.input_blocks * bk, tile)
     operands = [inputs, blocks.astype(xt.dtype).reshape(-1, bk), rows, jnp.asarray(panels.starts)]
     if bias is not None:
         operands.append(jnp.pad(bias[:, 0].astype(jnp.float32), (0, across * bn - panels.shape[1])))
     if residual is not None:
-        operands.append(whole(residual.astype(xt.dtype), across * bn))
+        operands.append(fill(residual.astype(xt.dtype), across * bn, tile))
     kernel = plgpu.kernel(
         functools.partial(
             _kernel,
@@ -58,19 +52,19 @@ def matmul(
             biased=bias is not None,
             added=residual is not None,
         ),
-        out_type=jax.ShapeDtypeStruct((across * bn, columns), xt.dtype),
+        out_type=jax.ShapeDtypeStruct((across * bn, inputs.shape[1]), xt.dtype),
         scratch_types=[
             plgpu.SMEM((bn, tile), xt.dtype, transforms=_transforms(tile, xt.dtype)),
             plgpu.SMEM((bn,), jnp.float32),
             plgpu.Barrier(),
             plgpu.Barrier(),
         ],
-        grid=(across, columns // tile),
+        grid=(across, inputs.shape[1] // tile),
         grid_names=("panel", "tile"),
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
         interpret=_interpreter() if interpret else False,
     )
-    return kernel(*operands)[: panels.shape[1], :tokens]
+    return kernel(*operands)[: panels.shape[1], : xt.shape[1]]
 
 
 def _kernel(x, weights, rows, starts, *refs, bk, bn, tile, activation, biased, added):

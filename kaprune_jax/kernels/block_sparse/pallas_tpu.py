@@ -12,8 +12,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from kaprune_jax.kernels.block_sparse.epilogue import Activation, finish
-from kaprune_jax.kernels.block_sparse.format import BlockPanels, ell
+from kaprune_jax.kernels.block_sparse.epilogue import Epilogue, finish
+from kaprune_jax.kernels.block_sparse.format import BlockPanels, ell, fill
 
 TILE = 256
 """Tokens of a kernel step."""
@@ -22,22 +22,25 @@ TILE = 256
 def matmul(
     xt: Float[Array, "inputs tokens"],
     panels: BlockPanels,
-    bias: Float[Array, "outputs 1"] | None,
-    activation: Activation | None,
-    residual: Float[Array, "outputs tokens"] | None,
+    epilogue: Epilogue,
     *,
     tile: int = TILE,
     interpret: bool = False,
 ) -> Float[Array, "outputs tokens"]:
     """act(W^T x + b) + r, features-major, accumulated in float32."""
-    x = _fill(xt, panels.input_blocks * panels.block[0], tile)
+    x = fill(xt, panels.input_blocks * panels.block[0], tile)
     steps, outputs = x.shape[1] // tile, panels.shape[1]
-    operands, specs, prefetched = _weights(panels, bias, xt.dtype, lambda p: p)
-    if residual is not None:
-        operands.append(_fill(residual, len(panels.counts) * panels.block[1], tile))
+    operands, specs, prefetched = _weights(panels, epilogue.bias, xt.dtype, lambda p: p)
+    if epilogue.residual is not None:
+        operands.append(fill(epilogue.residual, len(panels.counts) * panels.block[1], tile))
         specs.append(pl.BlockSpec((panels.block[1], tile), lambda t, p, *_: (p, t)))
     out = pl.pallas_call(
-        functools.partial(_matmul_kernel, panels=_static(panels), activation=activation, added=residual is not None),
+        functools.partial(
+            _matmul_kernel,
+            panels=_static(panels),
+            activation=epilogue.activation,
+            added=epilogue.residual is not None,
+        ),
         out_shape=jax.ShapeDtypeStruct((len(panels.counts) * panels.block[1], x.shape[1]), xt.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -56,26 +59,29 @@ def ffn(
     xt: Float[Array, "inputs tokens"],
     up: BlockPanels,
     down: BlockPanels,
-    up_bias: Float[Array, "units 1"] | None,
-    down_bias: Float[Array, "outputs 1"] | None,
-    activation: Activation | None,
-    residual: Float[Array, "outputs tokens"] | None,
+    inner: Epilogue,
+    outer: Epilogue,
     *,
     tile: int = TILE,
     interpret: bool = False,
 ) -> Float[Array, "outputs tokens"]:
     """W_down^T act(W_up^T x + b_up) + b_down + r, in one kernel: what the units hold stays in VMEM."""
-    x = _fill(xt, up.input_blocks * up.block[0], tile)
+    residual = outer.residual
+    x = fill(xt, up.input_blocks * up.block[0], tile)
     first, second = len(up.counts), len(down.counts)
     held = max(first * up.block[1], down.input_blocks * down.block[0])
-    operands, specs, prefetched = _weights(up, up_bias, xt.dtype, lambda p: jnp.minimum(p, first - 1))
-    more, more_specs, more_prefetched = _weights(down, down_bias, xt.dtype, lambda p: jnp.maximum(p - first, 0))
+    operands, specs, prefetched = _weights(up, inner.bias, xt.dtype, lambda p: jnp.minimum(p, first - 1))
+    more, more_specs, more_prefetched = _weights(down, outer.bias, xt.dtype, lambda p: jnp.maximum(p - first, 0))
     if residual is not None:
-        more.append(_fill(residual, second * down.block[1], tile))
+        more.append(fill(residual, second * down.block[1], tile))
         more_specs.append(pl.BlockSpec((down.block[1], tile), lambda t, p, *_: (jnp.maximum(p - first, 0), t)))
     out = pl.pallas_call(
         functools.partial(
-            _ffn_kernel, up=_static(up), down=_static(down), activation=activation, added=residual is not None
+            _ffn_kernel,
+            up=_static(up),
+            down=_static(down),
+            activation=inner.activation,
+            added=residual is not None,
         ),
         out_shape=jax.ShapeDtypeStruct((second * down.block[1], x.shape[1]), xt.dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -168,8 +174,3 @@ def _static(panels: BlockPanels) -> tuple[int, int]:
 def _gathered(panels: BlockPanels, tile: int, dtype):
     bk, most = _static(panels)
     return pltpu.VMEM((most * bk, tile), dtype)
-
-
-def _fill(array: Array, rows: int, tile: int) -> Array:
-    """An array filled up with zeros to so many rows and whole tiles of columns."""
-    return jnp.pad(array, ((0, rows - array.shape[0]), (0, -array.shape[1] % tile)))

@@ -8,16 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kaprune_jax.kernels.block_sparse.epilogue import Activation, finish
+from kaprune_jax.kernels.block_sparse.epilogue import Epilogue, finish
 from kaprune_jax.kernels.block_sparse.format import BlockPanels
 
 
 def matmul(
-    xt: Float[Array, "inputs tokens"],
-    panels: BlockPanels,
-    bias: Float[Array, "outputs 1"] | None,
-    activation: Activation | None,
-    residual: Float[Array, "outputs tokens"] | None,
+    xt: Float[Array, "inputs tokens"], panels: BlockPanels, epilogue: Epilogue
 ) -> Float[Array, "outputs tokens"]:
     """act(W^T x + b) + r, features-major, accumulated in float32."""
     (bk, bn), tokens, count = panels.block, xt.shape[1], len(panels.counts)
@@ -43,4 +39,4 @@ def matmul(
         )
     product = parts[0] if len(parts) == 1 else jnp.concatenate(parts)[np.argsort(np.concatenate(order))]
     product = product.reshape(count * bn, tokens)[: panels.shape[1]]
-    return finish(product, bias, activation, residual).astype(xt.dtype)
+    return finish(product, *epilogue).astype(xt.dtype)
