@@ -1,7 +1,7 @@
-"""A pruned model for other runtimes: `python -m experiments.export RUN --to hf|stablehlo`.
+"""A pruned model for other runtimes: `python -m experiments.export RUN --to hf|stablehlo|onnx`.
 
 hf: a folder that stock `transformers` loads, zeros in place. stablehlo: a program that runs with JAX alone, without
-this package. Each is read back and run on real rows before it is called done. Exit codes: 0 done; 2 bad input.
+this package. onnx: a model for onnxruntime and what else reads ONNX. Each is read back and run on real rows before it is called done. Exit codes: 0 done; 2 bad input.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from kaprune_jax._errors import InputError
 
-FORMATS = ("hf", "stablehlo")
+FORMATS = ("hf", "stablehlo", "onnx")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,7 +46,7 @@ def run(settings: argparse.Namespace) -> Path:
     Raises:
       InputError: no such model, one that this format cannot hold, or a folder that is there already.
     """
-    from experiments.export_formats import to_hugging_face, to_stablehlo
+    from experiments.export_formats import to_hugging_face, to_onnx, to_stablehlo
     from kaprune_jax.deploy.folder import load
 
     out = Path(settings.out)
@@ -59,7 +59,7 @@ def run(settings: argparse.Namespace) -> Path:
         raise InputError(f"--out {out}: its parent is no folder")
     work = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}-"))
     try:
-        found = {"hf": to_hugging_face, "stablehlo": to_stablehlo}[settings.to](model, work)
+        found = {"hf": to_hugging_face, "stablehlo": to_stablehlo, "onnx": to_onnx}[settings.to](model, work)
         (work / "export.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         work.chmod(0o755)
         work.rename(out)

@@ -1,9 +1,13 @@
 """The formats of `experiments.export`: each writes a folder, reads it back and compares logits."""
 
+import contextlib
+import importlib
 import json
+import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from kaprune_jax.models.bert import make_apply
 
 NEAR = 1e-4
 """Largest difference of logits from the model's, as a fraction of the largest."""
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 _RUN = '''"""Prints the logits of one row, by JAX and flatbuffers alone: python run.py 101 7592 102 (its token ids)."""
 
@@ -65,6 +71,54 @@ def to_stablehlo(model: Model, out: Path) -> dict[str, Any]:
     return {"format": "stablehlo", "difference": error, "labels": list(model.config.labels), "says": says}
 
 
+def to_onnx(model: Model, out: Path) -> dict[str, Any]:
+    """An ONNX model for any batch and length, converted by jax2onnx and compared in onnxruntime.
+
+    Raises:
+      InputError: jax2onnx or onnxruntime is not installed.
+    """
+    try:
+        convert = importlib.import_module("jax2onnx").to_onnx
+        onnxruntime = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise InputError(
+            f"--to onnx: {error.name or error} is not installed here; it comes with the extra onnx"
+        ) from None
+    apply = make_apply(model.config)
+    program = lambda ids, mask, types: apply(model.params, ids, mask, types).logits  # noqa: E731
+    file = out / "model.onnx"
+    names = {"input_names": list(_INPUTS), "output_names": ["logits"]}
+    with _quiet_logs():
+        convert(program, [_Dynamic()] * 3, opset=21, return_mode="file", output_path=str(file), **names)
+    model.tokenizer.save_pretrained(out)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def run(_: Any, *inputs: Any) -> _Logits:
+        feed = {name: np.asarray(value) for name, value in zip(_INPUTS, inputs, strict=True)}
+        return _Logits(session.run(["logits"], feed)[0])
+
+    error = max(_check(model, run, None), _check(model, run, None, rows=1))  # two batches: shapes are free
+    says = "model.onnx runs in onnxruntime: int32 input_ids, attention_mask, token_type_ids to logits"
+    return {"format": "onnx", "difference": error, "labels": list(model.config.labels), "says": says}
+
+
+class _Dynamic:
+    """An input of any number of rows and tokens, as jax2onnx reads them."""
+
+    shape, dtype = ("batch", "length"), np.dtype(np.int32)
+
+
+@contextlib.contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """The converter warns of shapes it leaves out of the file."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 class _Logits:
     def __init__(self, logits: Any):
         self.logits = logits
@@ -78,18 +132,20 @@ def _rows(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     batch = model.tokenizer(
         texts, padding=True, truncation=True, max_length=limit, return_token_type_ids=True, return_tensors="np"
     )
-    columns = (batch[name].astype(np.int32) for name in ("input_ids", "attention_mask", "token_type_ids"))
+    columns = (batch[name].astype(np.int32) for name in _INPUTS)
     ids, mask, types = columns
     return ids, mask, types
 
 
-def _check(model: Model, apply: Any, params: Any) -> float:
-    """The largest difference of logits, as a fraction of the largest.
+def _check(model: Model, apply: Any, params: Any, *, rows: int = 16) -> float:
+    """The largest difference of logits over the first few rows, as a fraction of the largest.
 
     Raises:
       InputError: more than `NEAR`: what was written is not the model.
     """
-    inputs = [jnp.asarray(part) for part in _rows(model)]
+    ids, mask, types = (part[:rows] for part in _rows(model))
+    length = int(mask.sum(axis=1).max())
+    inputs = [jnp.asarray(part[:, :length]) for part in (ids, mask, types)]
     wanted = np.asarray(model.apply(model.params, *inputs).logits)
     error = float(np.abs(np.asarray(apply(params, *inputs).logits) - wanted).max() / np.abs(wanted).max())
     if not error <= NEAR:

@@ -17,8 +17,9 @@ from jaxtyping import Array, Float
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.compact import CompactLayer, Linear, compact_layer
 from kaprune_jax.kernels.block_sparse.api import choose_backend, ffn_features_major, matmul_features_major
-from kaprune_jax.kernels.block_sparse.epilogue import Activation, finish
+from kaprune_jax.kernels.block_sparse.epilogue import Activation, Epilogue, finish
 from kaprune_jax.kernels.block_sparse.format import BLOCK, pack
+from kaprune_jax.kernels.block_sparse.xla import group, matmul
 from kaprune_jax.models.config import BertConfig
 
 _ACTIVATION: dict[str, Activation] = {
@@ -51,7 +52,7 @@ class PackedLinear:
     """A matrix and its bias.
 
     Attributes:
-      kernel: [outputs, inputs], or its `BlockPanels`.
+      kernel: [outputs, inputs]; or its `BlockPanels`, for "xla" its `GroupedPanels`.
       bias: [outputs], float32.
       path: "dense", or the backend of the panels.
     """
@@ -107,7 +108,9 @@ def pack_model(
         chosen = choose_backend(backend, panels, dtype=dtype)
         path = "dense" if chosen == "reference" else chosen
         plan.append(Choice(name, (part.kernel.shape[0], part.kernel.shape[1]), panels.density, path))
-        return PackedLinear(jnp.asarray(part.kernel.T, dtype) if path == "dense" else panels, part.bias, path)
+        if path == "dense":
+            return PackedLinear(jnp.asarray(part.kernel.T, dtype), part.bias, path)
+        return PackedLinear(group(panels) if path == "xla" else panels, part.bias, path)
 
     def one(index: int) -> PackedLayer:
         layer: CompactLayer = compact_layer(params, config, index, act=act, block=BLOCK[0])
@@ -164,11 +167,13 @@ def _attend(x: Array, layer: PackedLayer, attend: Array) -> Array:
     (batch, seq), heads = attend.shape, layer.heads
     sizes = [heads * layer.query_size] * 2
     parts = jnp.split(_linear(x, layer.qkv), np.cumsum(sizes))
-    query, key, value = (part.reshape(heads, -1, batch, seq) for part in parts)
-    scores = jnp.einsum("hdbs,hdbt->hbst", query, key, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(attend[None, :, None, :], scores, jnp.finfo(jnp.float32).min), axis=-1)
-    context = jnp.einsum("hdbt,hbst->hdbs", value, weights.astype(x.dtype))
-    return _linear(context.reshape(-1, batch * seq), layer.output, residual=x)
+    query, key, value = (part.reshape(heads, -1, batch, seq).transpose(2, 0, 1, 3) for part in parts)
+    scores = jnp.matmul(key.swapaxes(2, 3), query, preferred_element_type=jnp.float32)  # [batch, heads, keys, queries]
+    scores = jnp.where(attend[:, None, :, None], scores, jnp.finfo(jnp.float32).min)
+    powers = jnp.exp(scores - scores.max(axis=2, keepdims=True))
+    context = jnp.matmul(value, powers.astype(x.dtype), preferred_element_type=jnp.float32)
+    context = (context / powers.sum(axis=2, keepdims=True)).astype(x.dtype)  # softmax, divided after the product
+    return _linear(context.transpose(1, 2, 0, 3).reshape(-1, batch * seq), layer.output, residual=x)
 
 
 def _feed(x: Array, layer: PackedLayer, act: Activation) -> Array:
@@ -176,13 +181,15 @@ def _feed(x: Array, layer: PackedLayer, act: Activation) -> Array:
     if layer.up is None or layer.down is None:
         return x + layer.fed[:, None].astype(x.dtype)
     up, down = layer.up, layer.down
-    if up.path == down.path != "dense":
+    if up.path == down.path and up.path not in ("dense", "xla"):
         options: dict[str, Any] = {"activation": act, "backend": up.path}
         return ffn_features_major(x, up.kernel, down.kernel, up.bias, down.bias, x, **options)
     return _linear(_linear(x, up, act), down, residual=x)
 
 
 def _linear(x: Array, part: PackedLinear, act: Activation | None = None, *, residual: Array | None = None) -> Array:
+    if part.path == "xla":
+        return matmul(x, part.kernel, Epilogue(part.bias[:, None], act, residual))
     if part.path != "dense":
         options: dict[str, Any] = {"activation": act, "backend": part.path}
         return matmul_features_major(x, part.kernel, part.bias, residual, **options)
@@ -193,6 +200,8 @@ def _linear(x: Array, part: PackedLinear, act: Activation | None = None, *, resi
 def _normalise(x: Array, norm: Params, epsilon: float) -> Array:
     """LayerNorm over the first axis, in float32."""
     wide = x.astype(jnp.float32)
-    centred = wide - wide.mean(axis=0, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.square(centred).mean(axis=0, keepdims=True) + epsilon)
-    return (centred * scale * norm["scale"][:, None] + norm["bias"][:, None]).astype(x.dtype)
+    mean = wide.mean(axis=0, keepdims=True)
+    # E[x^2] - E[x]^2 reads x once less than centred values do; what is left of the mean after a residual sum is small.
+    variance = jnp.maximum(jnp.square(wide).mean(axis=0, keepdims=True) - jnp.square(mean), 0.0)
+    scale = jax.lax.rsqrt(variance + epsilon)
+    return ((wide - mean) * scale * norm["scale"][:, None] + norm["bias"][:, None]).astype(x.dtype)

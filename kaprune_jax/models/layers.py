@@ -131,10 +131,10 @@ class Embeddings(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Array:
         seq, most = input_ids.shape[-1], self.config.max_position_embeddings
-        if seq > most:
+        if isinstance(seq, int) and seq > most:  # an exported program's symbolic length is bounded by its exporter
             raise ValueError(f"input_ids has {seq} tokens a row; the model has {most} positions")
-        positions = jnp.arange(seq)
-        summed = self.word(input_ids) + self.position(positions)[None] + self.token_type(token_type_ids)
+        positions = jax.lax.broadcasted_iota(jnp.int32, (1, seq), 1)
+        summed = self.word(input_ids) + self.position(positions) + self.token_type(token_type_ids)
         normed = scaled(self.norm(summed, hidden), hidden)
         return dropout(normed, self.config.hidden_dropout_prob, rngs)
 

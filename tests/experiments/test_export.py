@@ -68,6 +68,32 @@ def test_a_program_runs_without_this_package(tiny, tmp_path, hidden):
     assert set(program.platforms) == {"cpu", "cuda", "tpu"}
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.filterwarnings("default")  # the converter's own
+def test_onnx_takes_any_batch_and_length(tiny, tmp_path, hidden):
+    pytest.importorskip("jax2onnx", reason="the converter comes with the extra onnx")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="it comes with the extra onnx")
+    make(tiny, tmp_path / "model", hidden=hidden)
+    assert main([str(tmp_path / "model"), "--to", "onnx"]) == 0
+    out, model = tmp_path / "model" / "export-onnx", kp.load(tmp_path / "model")
+    session = onnxruntime.InferenceSession(out / "model.onnx")
+    for rows, seq in ((1, 3), (4, 17)):
+        ids = np.random.default_rng(rows).integers(1, 40, (rows, seq)).astype(np.int32)
+        mask = (np.arange(seq)[None] < np.arange(seq - rows + 1, seq + 1)[:, None]).astype(np.int32)
+        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        expected = model.apply(model.params, *map(jnp.asarray, feed.values())).logits
+        np.testing.assert_allclose(session.run(["logits"], feed)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_the_converter_onnx_says_what_is_missing(tiny, tmp_path, capsys, monkeypatch):
+    make(tiny, tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    assert main([str(tmp_path / "model"), "--to", "onnx"]) == 2
+    assert "jax2onnx is not installed here; it comes with the extra onnx" in capsys.readouterr().err
+    assert not (tmp_path / "model" / "export-onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
