@@ -16,8 +16,8 @@ from kaprune_jax.kernels.block_sparse.epilogue import Epilogue, finish
 from kaprune_jax.kernels.block_sparse.format import BlockPanels
 
 _ALIKE = 0.75
-"""Panels with so large a part of the blocks of the fullest one of a group are filled up to it: a product more costs more
-than the zeros do."""
+"""Panels with so large a part of the blocks of the fullest one of a group are filled up to it: a product more
+costs more than the zeros do."""
 
 
 @jax.tree_util.register_dataclass
