@@ -1,7 +1,8 @@
 """A pruned model for other runtimes: `python -m experiments.export RUN --to hf|stablehlo|onnx`.
 
 hf: a folder that stock `transformers` loads, zeros in place. stablehlo: a program that runs with JAX alone, without
-this package. onnx: a model for onnxruntime and what else reads ONNX. Each is read back and run on real rows before it is called done. Exit codes: 0 done; 2 bad input.
+this package. onnx: a model for onnxruntime and what else reads ONNX. Each is read back and run on rows of the model's
+own words before it is called done. Exit codes: 0 done; 2 bad input.
 """
 
 import argparse
