@@ -9,6 +9,7 @@ what is there. `python -m experiments.bench RUNS/*-0.95` says how fast each is.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -24,12 +25,13 @@ def main() -> int:
     settings = parser.parse_args()
     teacher, rows = settings.out / "dense", []
     code = run(teacher, ["--method", "dense", *settings.flags])
-    for sparsity in settings.sparsities.split(",") if not code else []:
-        for pattern in settings.patterns.split(","):
-            how = ["--method", "cofi"] if pattern == "cofi" else ["--pattern", pattern]
-            folder = settings.out / f"{pattern}-{sparsity}"
-            code = code or run(folder, [*how, "--sparsity", sparsity, "--teacher", str(teacher), *settings.flags])
-            rows += [(pattern, folder)] * (not code)
+    for sparsity, pattern in itertools.product(settings.sparsities.split(","), settings.patterns.split(",")):
+        how = ["--method", "cofi"] if pattern == "cofi" else ["--pattern", pattern]
+        folder = settings.out / f"{pattern}-{sparsity}"
+        code = code or run(folder, [*how, "--sparsity", sparsity, "--teacher", str(teacher), *settings.flags])
+        if code:
+            break
+        rows.append((pattern, folder))
     print("| pattern | removed | dense | best | last | steps |\n| --- | --- | --- | --- | --- | --- |")
     for pattern, folder in rows:
         result = json.loads((folder / "result.json").read_text("utf-8"))

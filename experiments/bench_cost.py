@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.packed import PackedLayer, PackedLinear
 from kaprune_jax.kernels.block_sparse.format import BlockPanels
-from kaprune_jax.kernels.block_sparse.xla import GroupedPanels
 from kaprune_jax.models.config import BertConfig
 
 
@@ -93,8 +92,6 @@ def probe_peaks(*, size: int = 2048, megabytes: int = 256, calls: int = 5) -> Pe
 
 
 def _packed_linear(part: PackedLinear, tokens: int, itemsize: int) -> Cost:
-    if isinstance(part.kernel, GroupedPanels):
-        return linear_cost(*part.kernel.shape, part.kernel.stored, tokens, itemsize)
     if isinstance(part.kernel, BlockPanels):
         return linear_cost(*part.kernel.shape, part.kernel.blocks.size, tokens, itemsize)
     outputs, inputs = part.kernel.shape

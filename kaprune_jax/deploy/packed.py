@@ -17,9 +17,8 @@ from jaxtyping import Array, Float
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.compact import CompactLayer, Linear, compact_layer
 from kaprune_jax.kernels.block_sparse.api import choose_backend, ffn_features_major, matmul_features_major
-from kaprune_jax.kernels.block_sparse.epilogue import Activation, Epilogue, finish
+from kaprune_jax.kernels.block_sparse.epilogue import Activation, finish
 from kaprune_jax.kernels.block_sparse.format import BLOCK, pack
-from kaprune_jax.kernels.block_sparse.xla import group, matmul
 from kaprune_jax.models.config import BertConfig
 
 _ACTIVATION: dict[str, Activation] = {
@@ -52,7 +51,7 @@ class PackedLinear:
     """A matrix and its bias.
 
     Attributes:
-      kernel: [outputs, inputs]; or its `BlockPanels`, for "xla" its `GroupedPanels`.
+      kernel: [outputs, inputs], or its `BlockPanels`.
       bias: [outputs], float32.
       path: "dense", or the backend of the panels.
     """
@@ -108,9 +107,7 @@ def pack_model(
         chosen = choose_backend(backend, panels, dtype=dtype)
         path = "dense" if chosen == "reference" else chosen
         plan.append(Choice(name, (part.kernel.shape[0], part.kernel.shape[1]), panels.density, path))
-        if path == "dense":
-            return PackedLinear(jnp.asarray(part.kernel.T, dtype), part.bias, path)
-        return PackedLinear(group(panels) if path == "xla" else panels, part.bias, path)
+        return PackedLinear(jnp.asarray(part.kernel.T, dtype) if path == "dense" else panels, part.bias, path)
 
     def one(index: int) -> PackedLayer:
         layer: CompactLayer = compact_layer(params, config, index, act=act, block=BLOCK[0])
@@ -181,15 +178,13 @@ def _feed(x: Array, layer: PackedLayer, act: Activation) -> Array:
     if layer.up is None or layer.down is None:
         return x + layer.fed[:, None].astype(x.dtype)
     up, down = layer.up, layer.down
-    if up.path == down.path and up.path not in ("dense", "xla"):
+    if up.path == down.path != "dense":
         options: dict[str, Any] = {"activation": act, "backend": up.path}
         return ffn_features_major(x, up.kernel, down.kernel, up.bias, down.bias, x, **options)
     return _linear(_linear(x, up, act), down, residual=x)
 
 
 def _linear(x: Array, part: PackedLinear, act: Activation | None = None, *, residual: Array | None = None) -> Array:
-    if part.path == "xla":
-        return matmul(x, part.kernel, Epilogue(part.bias[:, None], act, residual))
     if part.path != "dense":
         options: dict[str, Any] = {"activation": act, "backend": part.path}
         return matmul_features_major(x, part.kernel, part.bias, residual, **options)
