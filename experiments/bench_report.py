@@ -73,26 +73,56 @@ def write_page(report: dict[str, Any], file: Path) -> None:
 
 
 def _pictures(report: dict[str, Any]) -> str:
-    """Speed against sparsity for every kind of subject and batch, where there are several sparsities."""
+    """For every batch: of random weights speed against sparsity, of saved models score against speed."""
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in report["rows"]:
-        found.setdefault((row["subject"] if "random" in row["subject"] else "models", row["batch"]), []).append(row)
-    drawn = []
-    for (subject, batch), rows in found.items():
-        if len({round(row["sparsity"], 4) for row in rows}) < 2 or "one product" in rows[0]["subject"]:
-            continue
-        names = [name for name in dict.fromkeys(row["variant"] for row in rows) if name != "dense"]
-        colours = {name: f"c{1 + n % 8}{' broken' * (n > 7)}" for n, name in enumerate(names)}
-        lines = []
-        for name in names:
-            own = sorted((row for row in rows if row["variant"] == name), key=lambda row: row["sparsity"])
-            lines.append(Line(name, [(row["sparsity"], row["speedup"]) for row in own], colours[name], dots=True))
-        roof = sorted((row["sparsity"], row["ceiling"]) for row in rows if row["variant"] == "compiled")
-        lines.append(Line("ceiling of compiled", roof, "dashed"))
-        title = f"speed against sparsity, {subject}, batch {batch}"
-        drawn.append(line_chart(lines, title=title, x_label="fraction of encoder weights removed",
-                                y_label="times as fast as dense", marks=[Mark(None, 1.0, "dense")]))  # fmt: skip
-    return section("Speed against sparsity", *drawn) if drawn else ""
+        if "one product" not in row["subject"]:
+            family = row["subject"] if "random" in row["subject"] else "saved models"
+            found.setdefault((family, row["batch"]), []).append(row)
+    drawn = {"Speed against sparsity": "", "Score against speed": ""}
+    for (family, batch), rows in found.items():
+        title = f"{family}, batch {batch}"
+        if family == "saved models":
+            drawn["Score against speed"] += _scores(rows, title)
+        elif len({round(row["sparsity"], 4) for row in rows}) > 1:
+            drawn["Speed against sparsity"] += _speeds(rows, title)
+    return "".join(section(name, charts) for name, charts in drawn.items() if charts)
+
+
+def _speeds(rows: list[dict[str, Any]], title: str) -> str:
+    """Speed against sparsity, a line for each variant, and what the roofline allows."""
+    names = [name for name in dict.fromkeys(row["variant"] for row in rows) if name != "dense"]
+    lines = []
+    for name, colour in zip(names, _colours(names), strict=True):
+        own = sorted((row for row in rows if row["variant"] == name), key=lambda row: row["sparsity"])
+        lines.append(Line(name, [(row["sparsity"], row["speedup"]) for row in own], colour, dots=True))
+    roof = sorted((row["sparsity"], row["ceiling"]) for row in rows if row["variant"] == "compiled")
+    lines.append(Line("ceiling of compiled", roof, "dashed"))
+    chart = line_chart(lines, title=f"speed against sparsity, {title}", x_label="fraction of encoder weights removed",
+                       y_label="times as fast as dense", marks=[Mark(None, 1.0, "dense")])  # fmt: skip
+    return f"<h3>{escape(title)}</h3>{chart}"
+
+
+def _scores(rows: list[dict[str, Any]], title: str) -> str:
+    """Score against speed, a point for each model at its fastest; nothing without scores of one task."""
+    rows = [row for row in rows if row.get("metric") and row["variant"] in ("zeros in place", "cut out", "compiled")]
+    if len({(row["task"], row["metric"], row["dense"]) for row in rows}) != 1:
+        return ""
+    best = {row["subject"]: row for row in sorted(rows, key=lambda row: row["speedup"])}
+    names = list(dict.fromkeys(row["subject"] for row in rows))
+    lines = [
+        Line(name, [(best[name]["speedup"], best[name]["pruned"])], colour, dots=True)
+        for name, colour in zip(names, _colours(names), strict=True)
+    ]
+    metric, dense = rows[0]["metric"], rows[0]["dense"]
+    lines.append(Line("dense", [(1.0, dense)], "ink", dots=True))
+    chart = line_chart(lines, title=f"score against speed, {title}", x_label="times as fast as dense",
+                       y_label=metric, marks=[Mark(None, dense, f"dense {dense:.3f}")])  # fmt: skip
+    return f"<h3>{escape(title)}</h3>{chart}"
+
+
+def _colours(names: list[str]) -> list[str]:
+    return [f"c{1 + n % 8}{' broken' * (n > 7)}" for n in range(len(names))]
 
 
 def _groups(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

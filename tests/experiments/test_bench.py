@@ -8,6 +8,7 @@ from pages import Page
 
 from experiments.bench import main
 from experiments.bench_cost import Cost, Peaks, dense_costs, linear_cost, packed_costs, total
+from experiments.bench_report import write_page
 from experiments.bench_timing import Variant, check, measure
 from experiments.bench_variants import random_blocks, smaller_config
 from kaprune_jax._errors import InputError
@@ -115,6 +116,43 @@ def test_a_saved_model_is_measured(tiny, tmp_path, capsys):
     assert {"versions", "device", "processors", "peaks", "command"} <= set(report)
     assert "| compiled" in capsys.readouterr().out
     assert "zeros in place" in Page((tmp_path / "bench.html").read_text("utf-8")).text
+
+
+def _report(rows):
+    times = dict.fromkeys(("median", "p10", "p90", "speedup_p10", "speedup_p90", "flops", "bytes", "of_peak"), 1.0)
+    base = {"batch": 8, "error": 0.0, "contended": False, "ceiling": 9.0, **times}
+    machine = {"device": "cpu", "versions": {}, "processors": 2, "command": "bench"}
+    return {**machine, "peaks": {"flops": 1.0, "bytes": 1.0}, "rows": [{**base, **row} for row in rows]}
+
+
+def test_saved_models_are_drawn_as_score_against_speed(tmp_path):
+    score = {"task": "sst2", "metric": "accuracy", "dense": 0.9}
+    rows = [
+        {"subject": name, "variant": variant, "sparsity": 0.9, "speedup": speedup, "pruned": pruned, **score}
+        for name, pruned in (("scattered", 0.87), ("blocks", 0.82))
+        for variant, speedup in (("dense", 1.0), ("zeros in place", 1.0), ("compiled", 5.0))
+    ]
+    write_page(_report(rows), tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text("utf-8"))
+    assert "Score against speed" in page.text
+    assert "Speed against sparsity" not in page.text
+    rows[-1]["dense"] = 0.8  # another teacher: their scores do not belong in one picture
+    write_page(_report(rows), tmp_path / "page.html")
+    assert "Score against speed" not in Page((tmp_path / "page.html").read_text("utf-8")).text
+
+
+def test_random_weights_are_drawn_as_speed_against_sparsity(tmp_path):
+    rows = [
+        {"subject": "minilm, random blocks", "variant": variant, "sparsity": sparsity, "speedup": 2.0}
+        for sparsity in (0.8, 0.9)
+        for variant in ("dense", "compiled")
+    ]
+    write_page(_report(rows), tmp_path / "page.html")
+    text = Page((tmp_path / "page.html").read_text("utf-8")).text
+    assert "Speed against sparsity" in text
+    assert "batch 8" in text
+    write_page(_report(rows[:2]), tmp_path / "page.html")  # one sparsity is no line
+    assert "Speed against sparsity" not in Page((tmp_path / "page.html").read_text("utf-8")).text
 
 
 @pytest.mark.parametrize(
