@@ -155,7 +155,8 @@ def _update_masks(params, masks: Masks, form: Pattern, sparsities: np.ndarray, i
     def counts(shape) -> Array:
         return jnp.asarray([form.kept(shape, value) for value in sparsities], jnp.int32)[index]
 
-    leaves, structure = jax.tree.flatten(masks, is_leaf=lambda leaf: leaf is None)
+    paths, structure = jax.tree_util.tree_flatten_with_path(masks, is_leaf=lambda leaf: leaf is None)
+    leaves = [leaf for _, leaf in paths]
     weights = structure.flatten_up_to(params)
     places = [place for place, mask in enumerate(leaves) if mask is not None]
     if scope == "global":
@@ -163,12 +164,14 @@ def _update_masks(params, masks: Masks, form: Pattern, sparsities: np.ndarray, i
         keys = [keys_of(weights[place], leaves[place]) for place in places]
         selected = _select(keys, counts((pieces * form.rows * form.columns,)))
     else:
-        # Matrices of one shape share one compiled loop over them: the six of each layer need three, not 6 x layers.
+        # Matrices of one name and shape share one compiled loop over them, six in all rather than six for each layer.
+        # Others of that shape may be divided over devices another way.
         selected = [jnp.empty(0)] * len(places)
-        by_shape: dict[tuple[int, ...], list[int]] = {}
+        alike: dict[tuple[str, tuple[int, ...]], list[int]] = {}
         for number, place in enumerate(places):
-            by_shape.setdefault(leaves[place].shape, []).append(number)
-        for shape, numbers in by_shape.items():
+            path, leaf = paths[place]
+            alike.setdefault((path_string(path[-2:]), leaf.shape), []).append(number)
+        for (_, shape), numbers in alike.items():
             keys = jnp.stack([keys_of(weights[places[number]], leaves[places[number]]) for number in numbers])
             keep = counts(shape)
             found = jax.lax.map(lambda key, keep=keep: choose_pieces(form, key, keep), keys)

@@ -5,6 +5,8 @@ integers do, so 32 passes that only count settle it exactly. That is faster than
 and works on sharded arrays, whose counts are sums over shards.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -25,42 +27,61 @@ def _keys(scores: Float[Array, "..."], alive: Bool[Array, "..."] | None) -> Int[
     return keys if alive is None else jnp.where(alive, keys, jnp.int32(_LOWEST))
 
 
-def _select(keys: Sequence[Int[Array, "groups _"]], keep: Array) -> list[Bool[Array, "groups _"]]:
+def _select(keys: Sequence[Int[Array, "groups *_"]], keep: Array) -> list[Bool[Array, "groups *_"]]:
     """Marks the `keep` largest keys of each group; ties go to the lower index, in the order of the arrays.
 
-    Several arrays (with one group each) are ranked together.
+    Several arrays (with one group each) are ranked together. Where keys are divided over devices, only counts travel.
     """
     groups = keys[0].shape[0]
 
-    def count(test) -> Array:
-        return jnp.sum(jnp.stack([jnp.sum(test(key), axis=1, dtype=jnp.int32) for key in keys]), axis=0)
+    def beside(bound: Array, key: Array) -> Array:
+        return bound.reshape((groups,) + (1,) * (key.ndim - 1))
+
+    def count(marked: Sequence[Array]) -> Array:
+        return sum(jnp.sum(mask, axis=tuple(range(1, mask.ndim)), dtype=jnp.int32) for mask in marked)  # pyright: ignore[reportReturnType]
 
     def halve(_, bounds):
         low, high = bounds  # at least `keep` keys are >= low; fewer are >= high
         middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        enough = count(lambda key: key >= middle[:, None]) >= keep
+        enough = count([key >= beside(middle, key) for key in keys]) >= keep
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     bounds = (jnp.full((groups,), _LOWEST, jnp.int32), jnp.full((groups,), 2**31 - 1, jnp.int32))
     threshold, _ = jax.lax.fori_loop(0, 32, halve, bounds)
-    above = [key > threshold[:, None] for key in keys]
-    equal = [key == threshold[:, None] for key in keys]
-    room = keep - jnp.sum(jnp.stack([jnp.sum(mask, axis=1, dtype=jnp.int32) for mask in above]), axis=0)
-    ties = jnp.sum(jnp.stack([jnp.sum(mask, axis=1, dtype=jnp.int32) for mask in equal]), axis=0)
+    above = [key > beside(threshold, key) for key in keys]
+    equal = [key == beside(threshold, key) for key in keys]
+    room = keep - count(above)
 
     def first_ties(masks):
-        before, chosen = jnp.zeros((groups,), jnp.int32), []
+        places, total = [], 0
         for mask in masks:
-            rank = jnp.cumsum(mask, axis=1, dtype=jnp.int32) + before[:, None]
-            chosen.append(mask & (rank <= room[:, None]))
-            before = rank[:, -1]
-        return chosen
+            places.append(_positions(mask.shape[1:])[None] + total)
+            total += mask.size // groups
 
-    chosen = jax.lax.cond(jnp.all(ties == room), lambda masks: masks, first_ties, equal)
+        def before(end):
+            return [mask & (place < beside(end, mask)) for mask, place in zip(masks, places, strict=True)]
+
+        def halve(_, bounds):
+            low, high = bounds  # before `low` there are no more ties than room
+            middle = low + (high - low + 1) // 2
+            fits = count(before(middle)) <= room
+            return jnp.where(fits, middle, low), jnp.where(fits, high, middle - 1)
+
+        bounds = (jnp.zeros((groups,), jnp.int32), jnp.full((groups,), total, jnp.int32))
+        return before(jax.lax.fori_loop(0, 32, halve, bounds)[0])
+
+    chosen = jax.lax.cond(jnp.all(count(equal) == room), lambda masks: masks, first_ties, equal)
     return [one | other for one, other in zip(above, chosen, strict=True)]
 
 
-def choose_pieces(form: Pattern, keys: Int[Array, "groups _"], keep: Array) -> Bool[Array, "groups _"]:
+def _positions(shape: tuple[int, ...]) -> Int[Array, "..."]:
+    """The row-major index of every element."""
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    parts = [jax.lax.broadcasted_iota(jnp.int32, shape, axis) * stride for axis, stride in enumerate(strides)]
+    return functools.reduce(jnp.add, parts, jnp.zeros(shape, jnp.int32))
+
+
+def choose_pieces(form: Pattern, keys: Int[Array, "groups *_"], keep: Array) -> Bool[Array, "groups *_"]:
     """Marks the pieces of one matrix to keep, of the largest keys: `keep` of each group, or balanced, `keep` in all.
 
     Balanced, every group keeps floor(keep / groups), and what is left over goes to those whose next piece is largest.
@@ -70,9 +91,9 @@ def choose_pieces(form: Pattern, keys: Int[Array, "groups _"], keep: Array) -> B
     groups = keys.shape[0]
     each = keep // groups
     sure, possible = (_select([keys], each + more)[0] for more in (0, 1))
-    rest = jnp.where(possible & ~sure, keys, jnp.int32(_LOWEST)).reshape(1, -1)
+    rest = jnp.where(possible & ~sure, keys, jnp.int32(_LOWEST))[None]
     (chosen,) = _select([rest], keep - each * groups)
-    return sure | (chosen.reshape(keys.shape) & possible)
+    return sure | (chosen[0] & possible)
 
 
 def topk_mask(scores: Float[Array, "..."], sparsity: float, *, pattern: str = "element") -> Bool[Array, "..."]:

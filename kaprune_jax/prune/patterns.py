@@ -65,28 +65,28 @@ class Pattern:
         count = keep_count(self.pieces(shape)[1], sparsity)
         return max(count, self.rows) if self.kind == "n:m" else count
 
-    def sums(self, scores: Float[Array, "..."]) -> Float[Array, "groups pieces"]:
-        """The scores summed over each piece, in float32."""
+    def sums(self, scores: Float[Array, "..."]) -> Float[Array, "groups *pieces"]:
+        """The scores summed over each piece, in float32; pieces keep the matrix's order of axes, and its shards."""
         scores = scores.astype(jnp.float32)
         if self.kind == "element":
-            return scores.reshape(1, -1)
+            return scores[None]
         if self.kind == "block":
             inputs, outputs = scores.shape
             blocks = scores.reshape(inputs // self.rows, self.rows, outputs // self.columns, self.columns)
             sums = blocks.sum(axis=(1, 3))
-            return sums.T if self.balanced else sums.reshape(1, -1)
+            return sums.T if self.balanced else sums[None]
         return scores.T.reshape(-1, self.columns)
 
-    def split(self, mask: Shaped[Array, "..."]) -> Shaped[Array, "groups pieces"]:
+    def split(self, mask: Shaped[Array, "..."]) -> Shaped[Array, "groups *pieces"]:
         """One value of each piece of an array that is constant within pieces."""
         if self.kind == "element":
-            return mask.reshape(1, -1)
+            return mask[None]
         if self.kind == "block":
             blocks = mask[:: self.rows, :: self.columns]
-            return blocks.T if self.balanced else blocks.reshape(1, -1)
+            return blocks.T if self.balanced else blocks[None]
         return mask.T.reshape(-1, self.columns)
 
-    def spread(self, pieces: Shaped[Array, "groups pieces"], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
+    def spread(self, pieces: Shaped[Array, "groups *pieces"], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
         """The array of the given shape with every piece's value in each of its places; inverse of `split`."""
         if self.kind == "element":
             return pieces.reshape(shape)

@@ -3,10 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import kaprune_jax as kp
 from kaprune_jax.prune.patterns import keep_count
+from kaprune_jax.train.cost import collective_bytes
 
 
 def oracle(scores: np.ndarray, kept: int) -> np.ndarray:
@@ -108,3 +109,15 @@ def test_mask_moments_touches_moments_only():
     assert adam.mu["w"].tolist() == adam.nu["w"].tolist() == [1.0, 0.0, 1.0, 0.0]
     assert adam.mu["b"].tolist() == [1.0, 1.0, 1.0]
     assert int(adam.count) == 1
+
+
+@pytest.mark.parametrize("pattern", ["element", "block-32x128", "block-32x128-balanced"])
+@pytest.mark.parametrize("digits", [0, 8])
+def test_of_a_divided_matrix_only_counts_travel(pattern, digits, rng):
+    mesh = jax.make_mesh((4, 2), ("fsdp", "model"), axis_types=(AxisType.Auto,) * 2)
+    scores = rng.normal(size=(256, 512)).astype(np.float32).round(digits)  # many ties, or none
+    divided = jax.device_put(scores, NamedSharding(mesh, PartitionSpec("fsdp", "model")))
+    choose = jax.jit(lambda scores: kp.topk_mask(scores, 0.9, pattern=pattern))
+    sent = collective_bytes(choose.lower(divided).compile().as_text())
+    assert sum(size for kinds in sent for size in kinds.values()) < 200
+    np.testing.assert_array_equal(choose(divided), kp.topk_mask(jnp.asarray(scores), 0.9, pattern=pattern))
