@@ -3,7 +3,8 @@
 Three axes: "data" and "fsdp" divide the rows of a batch; "fsdp" divides the parameters too, and all that is kept
 beside them (ZeRO stage 3: Rajbhandari et al., 2020, arXiv:1910.02054); "model" divides the matrices of a layer, the
 first of a pair on its outputs and the second on its inputs (Megatron-LM: Shoeybi et al., 2019, arXiv:1909.08053).
-What an axis does not divide stays whole on each of its devices. No result depends on the mesh but for rounding.
+What an axis does not divide stays whole on each of its devices. No result depends on the mesh but for rounding:
+dropout and gates are drawn by position in the whole batch or model.
 """
 
 import math
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -40,7 +42,7 @@ class Rule(NamedTuple):
 
 
 RULES = (
-    Rule(r"(gates|duals)/\w+", fsdp=False),
+    Rule(r"(gates|duals|projection)/\w+", fsdp=False),
     Rule(r"(query|key|value|up)/kernel", (1,)),
     Rule(r"(query|key|value|up)/bias", (0,)),
     Rule(r"(attention/output|ffn/down)/kernel", (0,)),
@@ -94,9 +96,7 @@ def make_mesh(text: str) -> Mesh:
 
 
 def default_mesh(batch_size: int) -> str:
-    """All accelerators on "data", as many of them as divide the batch; of CPUs one."""
-    if jax.default_backend() == "cpu":
-        return "data=1"
+    """All devices on "data", as many of them as divide the batch."""
     return f"data={max(count for count in range(1, jax.device_count() + 1) if batch_size % count == 0)}"
 
 
@@ -110,8 +110,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Which axis divides which dimension of an array."""
+def _partition(path: str, shape: tuple[int, ...], mesh: Mesh, *, gathered: bool = False) -> PartitionSpec:
+    """Which axis divides which dimension of an array; `gathered`: as computed with, without "fsdp"."""
     rule = next((rule for rule in RULES if re.search(rf"(^|/)({rule.ending})$", path)), Rule(""))
     axes: list[str | None] = [None] * len(shape)
 
@@ -122,36 +122,93 @@ def _partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
             axes[fitting[0]] = name
 
     divide("model", [place for place in rule.model if place < len(shape)])
-    if rule.fsdp and len(shape) > 1:  # vectors are too small to be worth a gather each
+    if rule.fsdp and not gathered and len(shape) > 1:  # vectors are too small to be worth a gather each
         divide("fsdp", sorted(range(len(shape)), key=lambda place: -shape[place]))
     return PartitionSpec(*axes)
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh, *, gathered: bool = False) -> Any:
     """The sharding of every array of a train state, of parameters, or of anything with their paths in its own.
 
     Args:
       tree: arrays or `jax.ShapeDtypeStruct`s; scalars and random keys stay whole.
       mesh: of `make_mesh`.
+      gathered: as the forward pass has them, not divided by "fsdp".
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, _partition(path_string(path), np.shape(leaf), mesh)), tree
-    )
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, _partition(path_string(path), np.shape(leaf), mesh, gathered=gathered))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def on_mesh(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """A forward pass whose parameters are gathered over "fsdp" where they are used, and whose rows stay divided.
+
+    Args:
+      apply: of `kaprune_jax.models.bert.make_apply`, or of its kind.
+      mesh: of `make_mesh`; of one device, nothing is to be done.
+    """
+    if mesh.size == 1:
+        return apply
+    rows = NamedSharding(mesh, PartitionSpec(ROWS))
+
+    def keep_rows(array: Any) -> Any:
+        divides = array.shape[0] % row_devices(mesh) == 0
+        return jax.lax.with_sharding_constraint(array, rows) if divides else array
+
+    def applied(params: Params, *inputs: Any, **options: Any) -> Any:
+        whole = jax.lax.with_sharding_constraint(params, shardings(params, mesh, gathered=True))
+        return jax.tree.map(keep_rows, apply(whole, *inputs, **options))
+
+    return applied
+
+
+def batch_shardings(batch: Any, mesh: Mesh) -> Any:
+    """The sharding of every array of a batch, or of several: its rows divided, or whole where they cannot be."""
+
+    def sharding(leaf: Any) -> NamedSharding:
+        divides = len(leaf.shape) > 0 and leaf.shape[0] % row_devices(mesh) == 0
+        return NamedSharding(mesh, PartitionSpec(ROWS)) if divides else replicated(mesh)
+
+    return jax.tree.map(sharding, batch)
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
-    """A train state or parameters on the devices of a mesh."""
-    return jax.device_put(tree, shardings(tree, mesh))
+    """A train state or parameters on the devices of a mesh; every process has the whole of it before."""
+    return jax.tree.map(_put, tree, shardings(tree, mesh))
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """The arrays of a batch, or of several, with their rows divided; whole, where their number does not allow it."""
+    """The arrays of a batch, or of several, with their rows divided; whole, where their number does not allow it.
 
-    def sharding(leaf: Any) -> NamedSharding:
-        divides = np.ndim(leaf) > 0 and len(leaf) % row_devices(mesh) == 0
-        return NamedSharding(mesh, PartitionSpec(ROWS)) if divides else replicated(mesh)
+    Every process has the batch, and puts on its own devices the rows that are theirs.
+    """
 
-    return jax.device_put(batch, jax.tree.map(sharding, batch))
+    return jax.tree.map(_put, batch, batch_shardings(batch, mesh))
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> Any:
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), sharding))
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def fetch(tree: Any) -> Any:
+    """The whole of every array on the host of every process; all of them have to call it."""
+
+    def whole(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            assert isinstance(leaf.sharding, NamedSharding)
+            leaf = jax.device_put(leaf, replicated(leaf.sharding.mesh))
+        return np.asarray(leaf)
+
+    return jax.tree.map(whole, tree)
 
 
 class MeshBatches:
@@ -163,21 +220,3 @@ class MeshBatches:
     def __getitem__(self, step: int) -> Mapping[str, Any]:
         """The batch of a step, counted from 0."""
         return place_batch(self.batches[step], self.mesh)
-
-
-def jit_step(step: Callable[..., Any], state: Any, teacher_params: Params | None, mesh: Mesh) -> Any:
-    """The jitted step on a mesh, its state donated and leaving with the shardings it came with.
-
-    Args:
-      step: of `make_train_step` or `kaprune_jax.transfer.step.make_coupled_step`.
-      state: a train state of its structure and shapes, as `place` puts it.
-      teacher_params: likewise; None without a teacher.
-      mesh: of `make_mesh`; batches come as `place_batch` puts them.
-    """
-    own = shardings(state, mesh)
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        in_shardings=(own, shardings(teacher_params, mesh), None),
-        out_shardings=(own, replicated(mesh)),
-    )

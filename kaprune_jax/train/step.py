@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from kaprune_jax._typing import Masks, Params
@@ -106,13 +107,12 @@ def make_train_step(
     return step
 
 
-def make_predict(apply: Apply) -> Callable[[Params, Mapping[str, Array]], Array]:
-    """Builds the jitted evaluation pass: parameters and a batch to logits."""
+def make_predict(apply: Apply, *, mesh: Mesh | None = None) -> Callable[[Params, Mapping[str, Array]], Array]:
+    """Builds the jitted evaluation pass: parameters and a batch to logits, on a mesh whole on every device."""
 
-    @jax.jit
     def predict(params: Params, batch: Mapping[str, Array]) -> Array:
         return apply(
             split_projection(params)[0], batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
         ).logits
 
-    return predict
+    return jax.jit(predict, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))
