@@ -22,7 +22,7 @@ from typing import Any, get_args, get_type_hints
 
 from experiments.transfer_settings import TransferSettings, couples_teacher, resolve
 from kaprune_jax._errors import InputError
-from kaprune_jax.deploy.weights import read_json
+from kaprune_jax._reading import read_json
 
 _OURS = ("study", "cell", "out", "resume", "rank")
 _TEACHER = (
