@@ -52,14 +52,9 @@ def read_cells(file: str) -> tuple[Path, list[dict[str, Any]]]:
       InputError: no such file, or something in it that is no flag, or no list of values.
     """
     raw = read_json(Path(file))
+    out, grids = raw.get("out"), raw.get("grids")
     unknown = set(raw) - {"out", "base", "grids"}
-    if (
-        unknown
-        or not isinstance(raw.get("out"), str)
-        or "\0" in raw["out"]
-        or not isinstance(raw.get("grids"), list)
-        or not raw["grids"]
-    ):
+    if unknown or not isinstance(out, str) or "\0" in out or not isinstance(grids, list) or not grids:
         raise InputError(f"--study {file}: an object with out, base and grids is needed")
     hints = get_type_hints(TransferSettings)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(TransferSettings)}

@@ -19,11 +19,11 @@ def load_tokenizer(folder: Path) -> Any:
       InputError: there is none, it cannot be read, or its files name others, lead out of the folder, or would make
         texts thousands of times longer.
     """
-    from transformers import AutoTokenizer
-
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(f"{folder}: no tokenizer; tokenizer.json or vocab.txt is needed")
     _check(folder)
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:

@@ -1,7 +1,7 @@
 """The shape of a BERT encoder and its head, read from and written to a Hugging Face `config.json`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from kaprune_jax._errors import InputError
@@ -79,17 +79,7 @@ class BertConfig:
     pooler_size: int | None = None
 
     def __post_init__(self):
-        for name, most in _MOST.items():
-            self._need(name, type(value := getattr(self, name)) is int and 1 <= value <= most, f"1 to {most}")
-        for name in ("attention_head_size", "pooler_size"):
-            value = getattr(self, name)
-            self._need(name, value is None or (type(value) is int and 1 <= value <= _ANY), f"1 to {_ANY}")
-        self._need("pad_token_id", type(self.pad_token_id) is int and 0 <= self.pad_token_id < self.vocab_size,
-                   f"0 to {self.vocab_size - 1}, an id of the vocabulary")  # fmt: skip
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            self._need(name, _is_number(value := getattr(self, name)) and 0 <= value < 1, "a fraction in [0, 1)")
-        for name in ("layer_norm_eps", "initializer_range"):
-            self._need(name, _is_number(value := getattr(self, name)) and 0 <= value <= 1, "a number in [0, 1]")
+        _check_values(vars(self))
         if self.layers and len(self.layers) != self.num_hidden_layers:
             raise InputError(
                 f"config: {len(self.layers)} layers are described; num_hidden_layers={self.num_hidden_layers}"
@@ -99,13 +89,6 @@ class BertConfig:
                 f"config: hidden_size={self.hidden_size} is no multiple of "
                 f"num_attention_heads={self.num_attention_heads}"
             )
-        self._need("hidden_act", self.hidden_act in ACTIVATIONS, ", ".join(ACTIVATIONS))
-        self._need("pooling", self.pooling in ("cls", "mean"), "cls, mean")
-        self._need("head", self.head in HEADS, ", ".join(HEADS))
-
-    def _need(self, name: str, good: bool, allowed: str) -> None:
-        if not good:
-            raise InputError(f"config: {name}={getattr(self, name)!r}; allowed: {allowed}")
 
     @property
     def head_size(self) -> int:
@@ -133,8 +116,29 @@ class BertConfig:
         return dataclasses.replace(self, **changes)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _check_values(values: Mapping[str, Any]) -> None:
+    """Checks values of a configuration one by one, those that are there.
+
+    Raises:
+      InputError: one has another type or lies outside what is allowed.
+    """
+
+    def need(name: str, good: Callable[[Any], bool], allowed: str) -> None:
+        if name in values and not good(values[name]):
+            raise InputError(f"config: {name}={values[name]!r}; allowed: {allowed}")
+
+    for name, most in _MOST.items():
+        need(name, lambda value, most=most: type(value) is int and 1 <= value <= most, f"1 to {most}")
+    for name in ("attention_head_size", "pooler_size"):
+        need(name, lambda value: value is None or (type(value) is int and 1 <= value <= _ANY), f"1 to {_ANY}")
+    words = values["vocab_size"]
+    need("pad_token_id", lambda value: type(value) is int and 0 <= value < words, f"0 to {words - 1}, ids of words")
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        need(name, lambda value: type(value) in (int, float) and 0 <= value < 1, "a fraction in [0, 1)")
+    for name in ("layer_norm_eps", "initializer_range"):
+        need(name, lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number in [0, 1]")
+    for name, allowed in {"hidden_act": ACTIVATIONS, "pooling": ("cls", "mean"), "head": HEADS}.items():
+        need(name, lambda value, allowed=allowed: value in allowed, ", ".join(allowed))
 
 
 FORMAT = 1
@@ -189,15 +193,16 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
         head = "regression" if len(names) == 1 or raw.get("problem_type") == "regression" else "classification"
     if head == "classification":
         labels = tuple(str(names[key]) for key in sorted(names, key=int))
+    values = {
+        **sizes,
+        "pooling": section.get("pooling", "cls"),
+        "head": head,
+        "attention_head_size": section.get("head_size"),
+        "pooler_size": section.get("pooler"),
+    }
     try:
-        config = BertConfig(
-            **sizes,
-            pooling=section.get("pooling", "cls"),
-            head=head,
-            labels=labels,
-            attention_head_size=section.get("head_size"),
-            pooler_size=section.get("pooler"),
-        )
+        _check_values(values)
+        config = BertConfig(**values, labels=labels)
         return config.replace(layers=_read_layers(section.get("layers"), config)) if "head_size" in section else config
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
