@@ -52,8 +52,9 @@ def fitting_structure(model: Model) -> Structure:
       InputError: there are no masks, or they are of another model.
     """
     config = model.config
+    masks = dict(read_masks(model.folder))
     try:
-        kept = structure_of(dict(read_masks(model.folder)), config.num_attention_heads)
+        kept = structure_of(masks, config.num_attention_heads)
     except ValueError as error:
         raise InputError(f"{model.folder / MASKS}: {error}") from None
     left = [(int(heads.sum()), int(units.sum())) for heads, units in zip(kept.heads, kept.units, strict=True)]

@@ -7,8 +7,9 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import kaprune_jax as kp
 from experiments.augment_file import read_rows as read_augmented
@@ -18,8 +19,12 @@ from experiments.study import read_cells
 from kaprune_jax.data.augment import Augmented
 from kaprune_jax.data.tables import read_rows
 from kaprune_jax.data.world import write_tokenizer
+from kaprune_jax.deploy.expand import expand
+from kaprune_jax.deploy.folder import load_start
 from kaprune_jax.deploy.masks import MASKS, read_masks, save_masks
 from kaprune_jax.deploy.tokenizer import load_tokenizer
+from kaprune_jax.models.bert import param_shapes
+from kaprune_jax.models.config import BertConfig, LayerShape
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "bert"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -52,6 +57,39 @@ RECORDS = [
 def model(folder: Path, name: str = "encoder") -> Path:
     """A copy of a small model."""
     return Path(shutil.copytree(FIXTURES / name, folder / "model"))
+
+
+def sentence_model(folder: Path) -> Path:
+    """One with the files of a sentence encoder."""
+    place = model(folder)
+    (place / "1_Pooling").mkdir()
+    (place / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    return place
+
+
+def sharded(folder: Path) -> Path:
+    """One in two shards."""
+    place = model(folder)
+    tensors = load_file(place / WEIGHTS)
+    (place / WEIGHTS).unlink()
+    halves = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(sorted(tensors))}
+    for half in set(halves.values()):
+        save_file({name: tensors[name] for name in tensors if halves[name] == half}, place / half)
+    (place / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": halves}))
+    return place
+
+
+def shrunk(folder: Path) -> Path:
+    """A model whose layers have lost heads and units, with its masks."""
+    shapes = LayerShape((0, 2), 10), LayerShape((1,), 5)
+    config = BertConfig(20, 16, 2, 4, 24, 16, pooling="mean", layers=shapes, attention_head_size=4)
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), param_shapes(config))
+    layers = {}
+    for index, shape in enumerate(shapes):
+        heads, units = np.repeat(np.isin(range(4), shape.heads), 4), np.arange(24) < shape.ffn
+        kept = {"attention/query": heads, "ffn/up": units}
+        layers[index] = {name: {"kernel": np.tile(columns, (16, 1))} for name, columns in kept.items()}
+    return kp.save(folder / "model", params, config, masks={"encoder": {"layers": layers}})
 
 
 def masks(folder: Path) -> Path:
@@ -107,12 +145,19 @@ def read_own(file: Path) -> object:
     return read_augmented(file, HEADER, OWN)
 
 
+def start(folder: Path) -> object:
+    return load_start(folder, head="classification", labels=("no", "yes"), key=jax.random.key(0))
+
+
 def read_all_masks(folder: Path) -> object:
     return list(read_masks(folder))
 
 
 READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
-    "model": (model, kp.load),
+    "model": (sentence_model, kp.load),
+    "sharded": (sharded, kp.load),
+    "shrunk": (shrunk, lambda folder: expand(kp.load(folder))),
+    "start": (model, start),
     "masks": (masks, read_all_masks),
     **{name: (lambda folder, name=name: table(folder, name), read_table)
        for plain in TABLES for name in (plain, f"{plain}.gz")},

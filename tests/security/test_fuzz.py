@@ -12,6 +12,7 @@ import contextlib
 import functools
 import gzip
 import json
+import math
 import os
 import struct
 import sys
@@ -33,12 +34,14 @@ CORPUS = Path(__file__).parent / "corpus"
 CASES = sorted(CORPUS.glob("*/*"))
 MEBIBYTES, SECONDS = 256, 30
 # A model is traced anew for every configuration, and a tokenizer is slow to build.
-FEWER = {"model": 4, "tokenizer": 4, "run": 2}
+FEWER = {"start": 12, "model": 2, "shrunk": 2, "sharded": 2, "tokenizer": 3, "run": 2}
 ODD = [
     0, 1, -1, 2**31, 2**32, 2**63, 10**30, -(10**300), 10**400, 0.5, -0.0, 1e-320, 1e300, float("nan"), float("inf"),
     True, None, [], {}, "", "\x00", "²", "../x", "/etc/hostname", "a\nb", "\x1b[2J", "\ud800", "<script>", "x" * 10_000,
     "60000x60000", "0x0", "bert", "F32", "U8", "mean", "nan", "1/0",
 ]  # fmt: skip
+SIZES = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "I64": 64, "I8": 8, "U8": 8, "BOOL": 8}
+"""Bits of the types of safetensors files."""
 ODD_BYTES = [b"", b"\0", b"\xff", b"[" * 2000, b"\n" * 2000, b"9" * 5000]
 JSON = st.recursive(
     st.sampled_from(ODD) | st.integers() | st.floats() | st.text(max_size=5),
@@ -70,11 +73,12 @@ def other_content(name: str, content: bytes) -> st.SearchStrategy[bytes]:
         inner = other_content(name.removesuffix(".gz"), gzip.decompress(content))
         return anyhow | inner.map(lambda data: gzip.compress(data, 1, mtime=0))
     if name.endswith(".safetensors"):
-        return anyhow | other_tensors(content)
+        return st.one_of(anyhow, other_header(content), *[other_tensors(content)] * 3)
     if name.endswith(".json"):
-        return anyhow | other_json(json.loads(content)).map(lambda value: json.dumps(value).encode())
+        value = other_json(json.loads(content)).map(lambda value: json.dumps(value).encode())
+        return st.one_of(anyhow, value, value, value)
     if name.endswith(".jsonl"):
-        return anyhow | other_lines(content)
+        return st.one_of(anyhow, *[other_lines(content)] * 3)
     return anyhow
 
 
@@ -118,6 +122,9 @@ def _changed(draw: st.DrawFn, value: Any, path: tuple) -> Any:
     change = draw(st.sampled_from(["replace", "replace", "remove", "rename", "nest"]))
     copy = dict(value) if isinstance(value, dict) else dict(enumerate(value))
     old = copy.pop(path[0])
+    if type(old) in (int, float) and draw(st.booleans()):  # near what it was
+        copy[path[0]] = old + draw(st.sampled_from([-1, 1, 2, old, 1000]))
+        return copy if isinstance(value, dict) else list(copy.values())
     if change == "rename":
         copy[draw(st.sampled_from([str(each) for each in ODD]) | st.text(max_size=5))] = old
     elif change != "remove":
@@ -126,13 +133,48 @@ def _changed(draw: st.DrawFn, value: Any, path: tuple) -> Any:
 
 
 @st.composite
-def other_tensors(draw: st.DrawFn, content: bytes) -> bytes:
+def other_header(draw: st.DrawFn, content: bytes) -> bytes:
     """Another header, length of the header, or data of a safetensors file."""
     (length,) = struct.unpack("<Q", content[:8])
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     text = json.dumps(draw(other_json(header))).encode()
     claimed = draw(st.sampled_from([len(text)] * 6 + [0, len(text) - 1, len(text) + 1, 2**31, 2**63, 2**64 - 1]))
     return struct.pack("<Q", claimed) + text + data[: draw(st.sampled_from([len(data)] * 4 + [0, 4, len(data) - 1]))]
+
+
+@st.composite
+def other_tensors(draw: st.DrawFn, content: bytes) -> bytes:
+    """A sound safetensors file with other names, types, shapes, values or metadata."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    metadata = header.pop("__metadata__", {})
+    tensors = {name: (about["dtype"], about["shape"], slice(*about["data_offsets"])) for name, about in header.items()}
+    if draw(st.booleans()):
+        changed = draw(other_json(metadata))
+        metadata = {str(name): str(value) for name, value in changed.items()} if isinstance(changed, dict) else {}
+    for _ in range(draw(st.integers(0, 2))):
+        name = draw(st.sampled_from(sorted(tensors)))
+        kind, shape, place = tensors[name]
+        change = draw(st.sampled_from(["remove", "rename", "copy", "type", "shape", "shape"]))
+        if change in ("remove", "rename") and len(tensors) > 1:
+            del tensors[name]
+        if change in ("rename", "copy"):
+            name = draw(st.text(max_size=5) | st.sampled_from(sorted(tensors)) | st.just(f"{name}x"))
+            name = name.replace("layer.0", draw(st.sampled_from(["layer.1", "layer.00", "layer.9", "layer.-1"])))
+        if change == "type":
+            kind = draw(st.sampled_from(sorted(SIZES)))
+        if change == "shape":
+            shape = draw(st.permutations(shape) | st.lists(st.sampled_from([0, 1, 2, 16, 32]), max_size=3))
+        if change != "remove":
+            tensors[name] = kind, shape, place
+    header, parts, at = {"__metadata__": metadata} if metadata else {}, [], 0
+    for name, (kind, shape, place) in tensors.items():
+        size = math.prod(shape) * SIZES[kind] // 8
+        parts.append((data[place] or b"\x7f").ljust(size, b"\x7f")[:size])
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + b"".join(parts)
 
 
 @st.composite
@@ -241,5 +283,5 @@ def test_spoiled_files(reader, bounds, watch):
     with tempfile.TemporaryDirectory() as place:  # what is imported on first use is not what a spoiled file costs
         readers.READERS[reader][1](readers.READERS[reader][0](Path(place)))
     spoil()
-    if reader == "model":
+    if reader in ("model", "start", "shrunk", "sharded"):
         jax.clear_caches()  # of one trace for every configuration
