@@ -14,6 +14,7 @@ import gzip
 import json
 import math
 import os
+import shutil
 import struct
 import sys
 import tempfile
@@ -50,6 +51,13 @@ JSON = st.recursive(
 )
 
 
+class Files(dict[str, bytes]):
+    """Contents by path; not shown, being long."""
+
+    def __repr__(self) -> str:
+        return f"Files of {', '.join(self)}"
+
+
 @functools.cache
 def sound(reader: str) -> dict[str, bytes]:
     """The files of a kind, by their path below the folder that they are made in."""
@@ -59,11 +67,11 @@ def sound(reader: str) -> dict[str, bytes]:
 
 
 @st.composite
-def spoiled(draw: st.DrawFn, reader: str) -> dict[str, bytes]:
+def spoiled(draw: st.DrawFn, reader: str) -> Files:
     """One file, or two, of a kind with other contents."""
     files = sound(reader)
     names = draw(st.lists(st.sampled_from(sorted(files)), min_size=1, max_size=2, unique=True))
-    return {name: draw(other_content(name, files[name])) for name in names}
+    return Files({name: draw(other_content(name, files[name])) for name in names})
 
 
 def other_content(name: str, content: bytes) -> st.SearchStrategy[bytes]:
@@ -264,7 +272,8 @@ def test_what_was_found(case, bounds, watch):
 
 
 @pytest.mark.parametrize("reader", readers.READERS)
-def test_spoiled_files(reader, bounds, watch):
+def test_spoiled_files(reader, bounds, watch, tmp_path):
+    """The smallest case that fails is left in the test's folder, ready for the corpus."""
     count = (EXAMPLES or 24) // FEWER.get(reader, 1)
     sound(reader)
 
@@ -277,7 +286,11 @@ def test_spoiled_files(reader, bounds, watch):
         suppress_health_check=list(HealthCheck),
     )
     @given(spoiled(reader))
-    def spoil(files: dict[str, bytes]) -> None:
+    def spoil(files: Files) -> None:
+        shutil.rmtree(tmp_path / "failed", ignore_errors=True)
+        for name, content in files.items():
+            (tmp_path / "failed" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "failed" / name).write_bytes(content)
         check(reader, files, bounds, watch)
 
     with tempfile.TemporaryDirectory() as place:  # what is imported on first use is not what a spoiled file costs
