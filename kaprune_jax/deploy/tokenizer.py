@@ -25,9 +25,12 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer("a", truncation=True, max_length=8)
     except Exception as error:
         raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None
+    tokenizer.chat_template = None  # an encoder has no use for templates, and saving them makes files of their names
+    return tokenizer
 
 
 def _check(folder: Path) -> None:

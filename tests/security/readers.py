@@ -149,6 +149,10 @@ def start(folder: Path) -> object:
     return load_start(folder, head="classification", labels=("no", "yes"), key=jax.random.key(0))
 
 
+def read_and_save_tokenizer(folder: Path) -> object:
+    return load_tokenizer(folder).save_pretrained(folder / "saved")
+
+
 def read_all_masks(folder: Path) -> object:
     return list(read_masks(folder))
 
@@ -164,7 +168,7 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "augmented": (augmented, read_own),
     "study": (study, lambda file: read_cells(str(file))),
     "run": (run, write_report),
-    "tokenizer": (tokenizer, load_tokenizer),
+    "tokenizer": (tokenizer, read_and_save_tokenizer),
 }  # fmt: skip
 """What makes a sound file or folder, and what reads it."""
 

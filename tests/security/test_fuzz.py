@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 from kaprune_jax._errors import InputError
 
 EXAMPLES = int(os.environ.get("KAPRUNE_FUZZ_EXAMPLES", "0"))
+OURS = [f"{Path(__file__).parents[2] / part}/" for part in ("kaprune_jax", "experiments", "tests")]
 CORPUS = Path(__file__).parent / "corpus"
 CASES = sorted(CORPUS.glob("*/*"))
 MEBIBYTES, SECONDS = 256, 30
@@ -197,38 +198,26 @@ def other_lines(draw: st.DrawFn, content: bytes) -> bytes:
 class Watch:
     """Notes what Python opens, makes, removes or runs outside a folder; an audit hook cannot be taken away again."""
 
-    READABLE = tuple({sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), "/proc/", "/sys/", "/etc/", "/dev/"})
-
+    READABLE = (sys.prefix, sys.base_prefix, *OURS, "/proc/", "/sys/", "/dev/")
+    CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link")
     NEVER = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect", "pickle.find_class")
 
     def __init__(self) -> None:
         self.folder: str | None = None
         self.seen: list[tuple] = []
-        self.ours = f"('{jax.config.jax_compilation_cache_dir}"  # what is compiled once for all tests
         sys.addaudithook(self)
 
     def __call__(self, event: str, arguments: tuple) -> None:
-        if self.folder is None or str(arguments[:1]).startswith(self.ours):
+        if self.folder is None or event not in ("open", *self.CHANGES, *self.NEVER):
             return
-        if event == "open":
-            path, _, flags = arguments
-            writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            if isinstance(path, int) or str(path).startswith(self.folder):
-                return
-            if writes or not os.path.abspath(path).startswith(self.READABLE):
-                self.seen.append((event, path, flags))
-        elif event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link"):
-            if not str(arguments[0]).startswith(self.folder):
-                self.seen.append((event, *arguments))
-        elif event in (
-            "subprocess.Popen",
-            "os.system",
-            "os.exec",
-            "os.posix_spawn",
-            "socket.connect",
-            "pickle.find_class",
-        ):
-            self.seen.append((event, *arguments[:2]))
+        # What is compiled once for all tests lies elsewhere.
+        path, ours = str(arguments[0]), (self.folder, str(jax.config.jax_compilation_cache_dir))
+        if event not in self.NEVER and (path.startswith(ours) or isinstance(arguments[0], int)):
+            return
+        reads = event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if reads and os.path.abspath(path).startswith(self.READABLE):
+            return
+        self.seen.append((event, *arguments))
 
     @contextlib.contextmanager
     def inside(self, folder: Path) -> Iterator[None]:

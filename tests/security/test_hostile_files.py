@@ -483,6 +483,15 @@ def test_tokenizers(tmp_path, refused, name, changes, part):
     assert part in refused(load_tokenizer, folder, mebibytes=512, seconds=60)
 
 
+def test_templates_of_a_tokenizer_are_no_names_of_files(tmp_path):
+    folder = readers.tokenizer(tmp_path)
+    templates = [{"name": name, "template": "x"} for name in ("default", "../../../evil", str(tmp_path / "evil"))]
+    readers.change_json(folder / "tokenizer_config.json", chat_template=templates)
+    load_tokenizer(folder).save_pretrained(tmp_path / "saved" / "deep")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "saved"]
+    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["deep"]
+
+
 @pytest.mark.parametrize("number", [4000, 2**31, 2**32 - 1, 2**63, 10**30, -1])
 @pytest.mark.parametrize("place", ["vocab", "added_tokens", "added_tokens.json", "added_tokens_decoder"])
 def test_absurd_ids_of_tokens(tmp_path, bounds, place, number):
