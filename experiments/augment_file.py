@@ -5,13 +5,14 @@ import gzip
 import hashlib
 import json
 import os
-import zlib
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from experiments.settings import Settings
 from kaprune_jax._errors import InputError
-from kaprune_jax.data.augment import Augmented
+from kaprune_jax._reading import open_data, parse_json
+from kaprune_jax.data.augment import Augmented, Texts
 from kaprune_jax.data.rows import TaskData
 from kaprune_jax.deploy.model import Model
 
@@ -79,26 +80,47 @@ def write_rows(file: Path, header: dict[str, Any], made: Augmented) -> None:
             partial.unlink(missing_ok=True)
 
 
-def read_rows(file: Path, header: dict[str, Any]) -> Augmented:
+def read_rows(file: Path, header: dict[str, Any], own: Texts) -> Augmented:
     """Reads augmented rows.
+
+    Args:
+      file: what `write_rows` wrote.
+      header: what `make_header` says of this run.
+      own: the rows that they were made of.
 
     Raises:
       InputError: the file cannot be read, its rows are not those that were written, or they depend on something else
         than `header` says.
     """
-    damaged = (OSError, EOFError, zlib.error, ValueError, TypeError, LookupError, AttributeError)
+    damaged = f"{file}: not a readable file of augmented rows"
     try:
-        with gzip.open(file, "rt", encoding="utf-8") as opened:
-            found, *rows = (json.loads(line) for line in opened)
-        made = Augmented(tuple(tuple(row[1:]) for row in rows), tuple(row[0] for row in rows))
-        whole = found["sha256"] == rows_digest(made)
-    except damaged as error:
-        raise InputError(f"{file}: not a readable file of augmented rows ({error})") from None
+        with open_data(file, packed=True) as opened:
+            lines = ((number, parse_json(line.decode("utf-8"))) for number, line in enumerate(opened, 1))
+            _, found = next(lines, (1, None))
+            if not isinstance(found, dict) or "sha256" not in found:
+                raise InputError(f"{damaged} (line 1 is no JSON object with a sha256)")
+            rows = [_row(value, own, f"{damaged} (line {number}") for number, value in lines]
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{damaged} ({error})") from None
+    made = Augmented(tuple(texts for _, texts in rows), tuple(origin for origin, _ in rows))
     for name, value in header.items():
         if found.get(name) != value:
             called = {"copies": "--augment", "seed": "--seed"}.get(name, name)
             was, wanted = str(found.get(name))[:12], str(value)[:12]  # of a long hash the beginning
             raise InputError(f"{file}: made with {called} {was}, this run has {wanted}; give another --augment-file")
-    if not whole:
+    if found["sha256"] != rows_digest(made):
         raise InputError(f"{file}: its rows are not those that were written (their SHA-256 differs)")
     return made
+
+
+def _row(value: Any, own: Texts, where: str) -> tuple[int, tuple[str, ...]]:
+    """Origin and texts of a row, from a line of the file."""
+    good = isinstance(value, list) and type(value[0] if value else None) is int and 0 <= value[0] < len(own)
+    if not good or not all(isinstance(text, str) for text in value[1:]) or len(value) != 1 + len(own[0]):
+        raise InputError(
+            f"{where} is {short(value)}; a number below {len(own)} and as many texts as its row has, {len(own[0])}, "
+            "are needed)"
+        )
+    return value[0], tuple(value[1:])

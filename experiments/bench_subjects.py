@@ -1,7 +1,6 @@
 """What the benchmark is about: saved models, random weights of known sizes, single products."""
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,10 @@ from experiments.bench_rivals import rival_variants
 from experiments.bench_timing import Variant, check, measure
 from experiments.bench_variants import encoder_variants, matmul_variants, random_blocks
 from kaprune_jax._errors import InputError
+from kaprune_jax._reading import read_json
 from kaprune_jax._tree import select
+from kaprune_jax.deploy.expand import fitting_structure
 from kaprune_jax.deploy.folder import load
-from kaprune_jax.deploy.masks import read_masks, structure_of
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.models.bert import PRUNABLE, init_params
 from kaprune_jax.models.config import BertConfig
@@ -135,7 +135,7 @@ def _whole(model: Model) -> BertConfig:
     config = model.config
     if not config.is_shrunk:
         return config
-    structure = structure_of(dict(read_masks(model.folder)), config.num_attention_heads)
+    structure = fitting_structure(model)
     return config.replace(
         hidden_size=structure.hidden.size, layers=(), attention_head_size=None, pooler_size=None
     )  # fmt: skip
@@ -150,7 +150,7 @@ def _scores(folder: Path) -> dict[str, Any]:
     """What a run's result says of its score; nothing for a bare model folder."""
     for place in (folder / "result.json", folder.parent / "result.json"):
         if place.is_file():
-            result = json.loads(place.read_text("utf-8"))
+            result = read_json(place)
             return {name: result.get(name) for name in ("task", "metric", "dense", "pruned", "last", "method")}
     return {}
 

@@ -13,7 +13,7 @@ import numpy as np
 
 _MOST_PIXELS = 256
 _COLUMNS = ("query", "key", "value", "output", "up", "down")
-_LAYER = re.compile(r"(?P<stack>.*?)layers/(?P<layer>\d+)/(?P<part>.+)/kernel")
+_LAYER = re.compile(r"(?P<stack>.*?)layers/(?P<layer>[0-9]{1,6})/(?P<part>.+)/kernel")
 
 
 class Counts(NamedTuple):

@@ -131,7 +131,7 @@ def _find_augmented(settings: Settings, data: TaskData, proposer: Model) -> Augm
     if not any(eligible_words(text) for row in data.train.texts for text in row):
         raise InputError(f"--augment {settings.augment}: no word of the training rows can be replaced by another")
     if (file := augmented_file(settings)).exists():
-        return read_rows(file, make_header(settings, data, proposer))
+        return read_rows(file, make_header(settings, data, proposer), data.train.texts)
     candidates(proposer)  # says whether it has any
     check_place(file, f"--augment-file {file}")
     return None

@@ -27,7 +27,7 @@ from kaprune_jax.data.world import SPECIAL, vocabulary, write_tokenizer
 from kaprune_jax.data.world_facts import HATED, LIKED, POLARITY
 from kaprune_jax.data.world_text import KINDS, LEAVES, PLACES, QUALITIES, ROOMS, TOPS, pretraining_text
 from kaprune_jax.deploy.folder import save
-from kaprune_jax.deploy.model import load_tokenizer
+from kaprune_jax.deploy.tokenizer import load_tokenizer
 from kaprune_jax.models.bert import init_params, make_apply
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.train.optimizer import adamw, learning_rate

@@ -62,7 +62,7 @@ def write_comparison(folder: str | os.PathLike[str], run_folders: Sequence[str |
 
 
 def _page_of(run: Run) -> str:
-    found = re.fullmatch(r"block-([1-9]\d*)x([1-9]\d*)(?:-balanced)?", run.pattern)
+    found = re.fullmatch(r"block-([1-9][0-9]{0,5})x([1-9][0-9]{0,5})(?:-balanced)?", run.pattern)
     block = (int(found[1]), int(found[2])) if found else (32, 128)
     return run_page(run, study(read_masks(run.folder / "model"), block=block), read_structure(run))
 

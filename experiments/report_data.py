@@ -1,7 +1,6 @@
 """Reads run folders for the report: settings, records, figures and masks, and groups runs that can be compared."""
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from experiments.settings import Settings
 from experiments.transfer_settings import TransferSettings
 from kaprune_jax._errors import InputError
-from kaprune_jax.deploy.weights import read_json
+from kaprune_jax._reading import as_object, inside, read_json, read_text
 
 METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "cofi", "dense")
 # May differ between the runs that one mean is taken over.
@@ -121,40 +120,30 @@ def read_run(folder: Path) -> Run:
     """Reads a run folder; `metrics.jsonl` and `result.json` must be there. A teacher trained inside it is read too.
 
     Raises:
-      InputError: the folder or one of the two files is missing, or a file or one of its lines is not JSON.
+      InputError: the folder or one of the two files is missing, or a file or one of its lines is not JSON, or is a
+        link out of the folder.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; a run folder is needed")
-    for name in ("result.json", "metrics.jsonl"):
-        if not (folder / name).is_file():
+    names = ("result.json", "metrics.jsonl", "config.json", "env.json", "teacher/metrics.jsonl")
+    places = {name: inside(folder, name) for name in names}
+    for name in names[:2]:
+        if not places[name].is_file():
             raise InputError(f"{folder}: no {name}; the folder of a finished run is needed")
     config, environment = (
-        read_json(folder / name) if (folder / name).is_file() else {} for name in ("config.json", "env.json")
+        read_json(places[name]) if places[name].is_file() else {} for name in ("config.json", "env.json")
     )
-    records = _read_lines(folder / "metrics.jsonl")
-    result = read_json(folder / "result.json")
-    own_teacher = folder / "teacher" / "metrics.jsonl"
+    records = _read_lines(places["metrics.jsonl"])
+    result = read_json(places["result.json"])
+    own_teacher = places["teacher/metrics.jsonl"]
     if own_teacher.is_file() and not any(record.get("phase") == "teacher" for record in records):
         records += [record for record in _read_lines(own_teacher) if record.get("phase") == "teacher"]
     return Run(folder, config, environment, result, records)
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
-    try:
-        lines = file.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from None
-    records = []
-    for row, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{file}: line {row}: not JSON ({error.msg})") from None
-            if not isinstance(record, dict):
-                raise InputError(f"{file}: line {row}: {line.strip()[:40]} is no JSON object")
-            records.append(record)
-    return records
+    lines = enumerate(read_text(file).split("\n"), 1)
+    return [as_object(line, file, line=row) for row, line in lines if line.strip()]
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:

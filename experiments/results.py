@@ -8,11 +8,11 @@ import numpy as np
 
 from experiments.method import short_name
 from experiments.prepare import Prepared
+from kaprune_jax._reading import read_json
 from kaprune_jax._tree import select
 from kaprune_jax.deploy.folder import load
 from kaprune_jax.deploy.masks import read_masks
 from kaprune_jax.deploy.model import Model
-from kaprune_jax.deploy.weights import read_json
 from kaprune_jax.models.bert import PRUNABLE
 
 

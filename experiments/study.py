@@ -13,7 +13,9 @@ on several machines with a common folder: cell k belongs to slice k modulo N.
 import dataclasses
 import itertools
 import json
+import math
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from typing import Any, get_args, get_type_hints
 
 from experiments.transfer_settings import TransferSettings, couples_teacher, resolve
 from kaprune_jax._errors import InputError
-from kaprune_jax.deploy.weights import read_json
+from kaprune_jax._reading import read_json
 
 _OURS = ("study", "cell", "out", "resume", "rank")
 _TEACHER = (
@@ -39,6 +41,7 @@ _JOINTLY = (
     "auxiliary_mixing"
 ).split()
 _COUPLED = [*_JOINTLY, "share", "when", "tie"]
+_MOST_CELLS = 10_000
 _HEAVY = ("ckpt", "ckpt-after", "model-last")
 
 
@@ -49,13 +52,15 @@ def read_cells(file: str) -> tuple[Path, list[dict[str, Any]]]:
       InputError: no such file, or something in it that is no flag, or no list of values.
     """
     raw = read_json(Path(file))
+    out, grids = raw.get("out"), raw.get("grids")
     unknown = set(raw) - {"out", "base", "grids"}
-    if unknown or not isinstance(raw.get("out"), str) or not isinstance(raw.get("grids"), list) or not raw["grids"]:
+    if unknown or not isinstance(out, str) or "\0" in out or not isinstance(grids, list) or not grids:
         raise InputError(f"--study {file}: an object with out, base and grids is needed")
     hints = get_type_hints(TransferSettings)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(TransferSettings)}
     allowed = {name: kind for name, kind in fields.items() if name not in _OURS}
-    base, cells = raw.get("base", {}), []
+    base = raw.get("base", {})
+    cells: dict[str, dict[str, Any]] = {}
 
     def check(name: str, value: Any) -> Any:
         if name not in allowed:
@@ -66,20 +71,21 @@ def read_cells(file: str) -> tuple[Path, list[dict[str, Any]]]:
             raise InputError(f"--study {file}: {name}={value!r} is no {' or '.join(kind.__name__ for kind in kinds)}")
         return value
 
-    if not isinstance(base, dict) or not all(isinstance(grid, dict) and grid for grid in raw["grids"]):
+    if not isinstance(base, dict) or not all(isinstance(grid, dict) and grid for grid in grids):
         raise InputError(f"--study {file}: base and every grid must be objects")
-    for grid in raw["grids"]:
+    for grid in grids:
         for name, values in grid.items():
             if not isinstance(values, list) or not values:
                 raise InputError(f"--study {file}: {name}={values!r}; a list of values is needed in a grid")
+        if (count := len(cells) + math.prod(map(len, grid.values()))) > _MOST_CELLS:
+            raise InputError(f"--study {file}: its grids have {count} cells; up to {_MOST_CELLS} are allowed")
         for values in itertools.product(*grid.values()):
             flags = {**base, **dict(zip(grid, values, strict=True))}
             cell = {name: check(name, value) for name, value in flags.items()}
             if cell.get("coupling") == "none":  # is the same whatever it is not coupled with
                 cell = {name: value for name, value in cell.items() if name not in _COUPLED}
-            if cell not in cells:
-                cells.append(cell)
-    return Path(raw["out"]), cells
+            cells.setdefault(json.dumps(cell, sort_keys=True), cell)
+    return Path(out), list(cells.values())
 
 
 def read_slice(text: str | None) -> tuple[int, int]:
@@ -90,10 +96,10 @@ def read_slice(text: str | None) -> tuple[int, int]:
     """
     if text is None:
         return 1, 1
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise InputError(f"--cell {text!r}: I/N with 1 <= I <= N is needed")
-    return int(number), int(count)
+    return int(found[1]), int(found[2])
 
 
 def run_study(settings: TransferSettings, should_stop: Callable[[], bool]) -> None:

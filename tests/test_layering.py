@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "kaprune_jax"
-BASE = {"_typing", "_tree", "_errors"}
+BASE = {"_typing", "_tree", "_errors", "_reading"}
 ALLOWED = {
     "prune": BASE,
     "distill": BASE,

@@ -6,15 +6,14 @@ LF or CRLF; empty lines at the end are ignored. A row is named by the line it be
 """
 
 import csv
-import gzip
 import io
-import json
-import zlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from reprlib import repr as short
 
 from kaprune_jax._errors import InputError
+from kaprune_jax._reading import open_data, parse_json
 from kaprune_jax.data.rows import RawRows
 
 _ENDINGS = (".tsv", ".csv", ".jsonl")
@@ -34,7 +33,8 @@ def read_rows(path: Path, *, text: tuple[str, ...], label: str, header: tuple[st
 
     Raises:
       InputError: the file is missing, unreadable, empty, cut short, not UTF-8 or of another format; a column is
-        missing; a row has too few or too many fields, is malformed, or (JSONL) holds neither a string nor a number.
+        missing; a row has too few or too many fields, a NUL character, is malformed, or (JSONL) holds neither a string
+        nor a finite number; a gzip file inflates out of proportion (`open_data`).
     """
     ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if ending not in _ENDINGS:
@@ -58,14 +58,8 @@ def read_rows(path: Path, *, text: tuple[str, ...], label: str, header: tuple[st
 
 def _content(path: Path) -> str:
     try:
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if path.suffix == ".gz" and raw else raw
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except EOFError:
-        raise InputError(f"{path}: the gzip data is cut short; fetch or compress the file again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: not a sound gzip file ({error})") from None
+        with open_data(path) as opened:
+            data = opened.read()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     try:
@@ -74,6 +68,8 @@ def _content(path: Path) -> str:
         # Count in error.object: the codec has taken a byte order mark off it.
         row = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}, row {row}: byte 0x{error.object[error.start]:02x} is not UTF-8") from None
+    if (place := content.find("\0")) >= 0:
+        raise InputError(f"{path}, row {content.count(chr(10), 0, place) + 1}: a NUL character; text is needed")
     content = content.rstrip("\r\n")
     if not content:
         raise InputError(f"{path}: the file is empty")
@@ -126,8 +122,8 @@ def _objects(path: Path, content: str, wanted: tuple[str, ...]) -> Iterator[tupl
     for number, line in _lines(content):
         where = f"{path}, row {number}"
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise InputError(f"{where}: malformed JSON ({error})") from None
         if not isinstance(record, dict):
             raise InputError(f"{where}: {short(record)} is not a JSON object with named fields")
@@ -140,9 +136,8 @@ def _objects(path: Path, content: str, wanted: tuple[str, ...]) -> Iterator[tupl
 def _string(where: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(f"{where}: {short(value)} is neither a string nor a number")
-    try:
-        string = str(value)
-        string.encode()
-    except ValueError as error:  # half of a surrogate pair, or an integer of thousands of digits
-        raise InputError(f"{where}: {short(value)} cannot be text ({error})") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where}: {value} is no finite number")
+    if "\0" in (string := str(value)):
+        raise InputError(f"{where}: {short(value)} has a NUL character; text is needed")
     return string

@@ -4,7 +4,7 @@ import numpy as np
 
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
-from kaprune_jax.deploy.masks import read_masks, structure_of
+from kaprune_jax.deploy.masks import MASKS, Structure, read_masks, structure_of
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.models.config import BertConfig
 
@@ -20,7 +20,7 @@ def expand(model: Model) -> tuple[Params, BertConfig]:
     config = model.config
     if not config.is_shrunk:
         return model.params, config
-    kept = structure_of(dict(read_masks(model.folder)), config.num_attention_heads)
+    kept = fitting_structure(model)
     if not kept.hidden.all():
         raise InputError(
             f"{model.folder}: {int((~kept.hidden).sum())} of {kept.hidden.size} hidden dimensions are gone, and a "
@@ -43,6 +43,28 @@ def expand(model: Model) -> tuple[Params, BertConfig]:
         layers[index] = {"attention": attention, "ffn": ffn, **norms}
     whole = config.replace(layers=(), attention_head_size=None, pooler_size=None)
     return {**model.params, "encoder": {"layers": layers}}, whole
+
+
+def fitting_structure(model: Model) -> Structure:
+    """What the masks of a shrunk model keep, as many heads, units and hidden dimensions as it has.
+
+    Raises:
+      InputError: there are no masks, or they are of another model.
+    """
+    config = model.config
+    masks = dict(read_masks(model.folder))
+    try:
+        kept = structure_of(masks, config.num_attention_heads)
+    except ValueError as error:
+        raise InputError(f"{model.folder / MASKS}: {error}") from None
+    left = [(int(heads.sum()), int(units.sum())) for heads, units in zip(kept.heads, kept.units, strict=True)]
+    there = [(len(layer.heads), layer.ffn) for layer in map(config.layer, range(config.num_hidden_layers))]
+    if left != there or kept.hidden.sum() != config.hidden_size:
+        raise InputError(
+            f"{model.folder / MASKS}: keeps {kept.hidden.sum()} hidden dimensions and (heads, units) {left}; the model "
+            f"has {config.hidden_size} and {there}"
+        )
+    return kept
 
 
 def _outwards(part: Params | None, inputs: int, kept: np.ndarray) -> Params:

@@ -14,11 +14,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from kaprune_jax._errors import InputError
+from kaprune_jax._reading import inside, read_json
 from kaprune_jax._typing import Masks, Params
 from kaprune_jax.deploy.masks import MASKS, save_masks
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.deploy.pooling import detect_pooling
-from kaprune_jax.deploy.weights import WEIGHTS, read_json, read_tensors
+from kaprune_jax.deploy.weights import WEIGHTS, read_tensors
 from kaprune_jax.models.bert import init_params, param_shapes
 from kaprune_jax.models.config import BertConfig, Head, Pooling, from_hugging_face, to_hugging_face
 from kaprune_jax.models.convert import from_tensors, to_tensors
@@ -38,9 +39,9 @@ def load(folder: str | os.PathLike[str], *, pooling: Pooling | None = None) -> M
       InputError: no such folder, no safetensors, tensors missing, unexpected or of the wrong shape.
     """
     place = find_folder(folder)
-    raw = read_json(place / "config.json")
-    tensors = read_tensors(place)
+    raw = read_json(inside(place, "config.json"))
     config = from_hugging_face(raw, str(place / "config.json"))
+    tensors = read_tensors(place)
     config = config.replace(pooling=pooling or detect_pooling(place, raw, tensors)[0])
     params = from_tensors(tensors, config, str(place))
     return Model(config, jax.tree.map(jnp.asarray, params), place, raw.get("kaprune", {}))
@@ -73,9 +74,9 @@ def load_start(
       head_bias: what a new head's bias starts at; a regression starts at the mean label.
     """
     place = find_folder(folder)
-    raw = read_json(place / "config.json")
-    tensors = read_tensors(place)
+    raw = read_json(inside(place, "config.json"))
     old = from_hugging_face(raw, str(place / "config.json"))
+    tensors = read_tensors(place)
     found, reason = detect_pooling(place, raw, tensors)
     notes = [f"pooling {pooling}, as asked" if pooling else f"pooling {found}: {reason}"]
     config = old.replace(head=head, labels=labels, pooling=pooling or found)
@@ -85,6 +86,8 @@ def load_start(
         notes.append(f"the head of {place} ({was}) does not fit this task and is dropped")
         tensors = {name: array for name, array in tensors.items() if not name.startswith("classifier.")}
     params = from_tensors(tensors, config, str(place), new=frozenset({"pooler", "head"}))
+    if not {"pooler", "head"} & set(params):
+        config = config.replace(pooler_size=None)  # a new one is as wide as the model
     missing = tuple(sorted(set(param_shapes(config)) - set(params)))
     fresh = init_params(config, key, parts=missing)
     for part in missing:
@@ -111,6 +114,7 @@ def find_folder(name: str | os.PathLike[str]) -> Path:
         if (candidate / "config.json").is_file() and not (candidate / "result.json").is_file():
             if candidate == place and (place / "metrics.jsonl").is_file():
                 continue
+            inside(place, os.path.relpath(candidate, place))
             return candidate
     if os.path.lexists(place):
         raise InputError(f"{place}: no model folder: config.json is missing")

@@ -1,5 +1,6 @@
 """The masks of a model folder: which weights of each pruned matrix were kept, as packed bits."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from kaprune_jax._errors import InputError
+from kaprune_jax._reading import inside
 from kaprune_jax._tree import path_string
 from kaprune_jax._typing import Masks
 
@@ -44,20 +46,36 @@ def read_masks(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Path and mask [inputs, outputs] (True = kept) of each pruned matrix of a model; nothing where it has no masks.
 
     Raises:
-      InputError: the file is damaged, or a mask has no shape.
+      InputError: the file is damaged, or a mask has no shape or another one than its bits fill.
     """
-    file = folder / MASKS
+    file = inside(folder, MASKS)
     if not file.is_file():
         return
     try:
         with safe_open(file, framework="numpy") as opened:
             shapes = opened.metadata() or {}
             for path in sorted(opened.keys()):
-                rows, columns = (int(part) for part in shapes[path].split("x"))
+                part = opened.get_slice(path)
+                stored = str(part.get_dtype()), list(part.get_shape())
+                rows, columns = _shape(shapes.get(path, "none"), stored, f"{file}: mask {path!r}")
                 bits = np.unpackbits(opened.get_tensor(path), count=rows * columns)
                 yield path, bits.astype(bool).reshape(rows, columns)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: not a readable file of masks ({error})") from None
+
+
+def _shape(written: str, stored: tuple[str, list[int]], where: str) -> tuple[int, int]:
+    """The shape of a mask, after a check that its tensor (type and shape) holds as many bits: nothing is unpacked."""
+    found = re.fullmatch(r"([1-9][0-9]{0,9})x([1-9][0-9]{0,9})", written)
+    if not found:
+        raise InputError(f"{where} has shape {written!r}; ROWSxCOLUMNS, both at least 1, is needed")
+    rows, columns = int(found[1]), int(found[2])
+    if stored != ("U8", [-(-rows * columns // 8)]):
+        raise InputError(
+            f"{where} has shape {written}, but is stored as {stored[0]} {stored[1]}; its bits, packed as U8 "
+            f"[{-(-rows * columns // 8)}], are needed"
+        )
+    return rows, columns
 
 
 def structure_of(masks: Mapping[str, np.ndarray], heads: int) -> Structure:

@@ -11,6 +11,7 @@ import numpy as np
 
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
+from kaprune_jax.deploy.tokenizer import load_tokenizer
 from kaprune_jax.deploy.weights import fingerprint
 from kaprune_jax.models.bert import BertOutput, make_apply
 from kaprune_jax.models.config import BertConfig
@@ -51,8 +52,18 @@ class Model:
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The checkpoint's own tokenizer, as `transformers` loads it."""
-        return load_tokenizer(self.folder)
+        """The checkpoint's own tokenizer, as `transformers` loads it.
+
+        Raises:
+          InputError: there is none, it cannot be read, or it has ids that the model has no word embedding for.
+        """
+        tokenizer = load_tokenizer(self.folder)
+        most = max(tokenizer.get_vocab().values(), default=0)
+        if most >= self.config.vocab_size:
+            raise InputError(
+                f"{self.folder}: the tokenizer has id {most}, the model {self.config.vocab_size} words only"
+            )
+        return tokenizer
 
     @functools.cached_property
     def apply(self) -> Callable[..., BertOutput]:
@@ -122,19 +133,3 @@ class Model:
             )
             for row in shares
         ]
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder.
-
-    Raises:
-      InputError: there is none, or it cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        raise InputError(f"{folder}: no tokenizer; tokenizer.json or vocab.txt is needed")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kaprune_jax.deploy.weights import read_json
-from kaprune_jax.models.config import Pooling
+from kaprune_jax._reading import inside, read_json
+from kaprune_jax.models.config import Pooling, architecture_of
 
 
 def detect_pooling(folder: Path, raw: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> tuple[Pooling, str]:
@@ -19,14 +19,13 @@ def detect_pooling(folder: Path, raw: Mapping[str, Any], tensors: Mapping[str, n
     section = raw.get("kaprune", {})
     if "pooling" in section:
         return section["pooling"], "config.json says so"
-    sentence = folder / "1_Pooling" / "config.json"
-    if sentence.is_file():
+    if (sentence := inside(folder, "1_Pooling/config.json")).is_file():
         modes = read_json(sentence)
         if modes.get("pooling_mode_mean_tokens"):
             return "mean", "1_Pooling/config.json says so"
         if modes.get("pooling_mode_cls_token"):
             return "cls", "1_Pooling/config.json says so"
-    architecture = (raw.get("architectures") or ["BertModel"])[0]
+    architecture = architecture_of(raw)
     if architecture != "BertModel":
         return "cls", f"a {architecture}"
     bias = next((array for name, array in tensors.items() if name.endswith("pooler.dense.bias")), None)

@@ -1,13 +1,13 @@
 """Tensors of a model folder: only safetensors are read, never pickles."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from kaprune_jax._errors import InputError
+from kaprune_jax._reading import inside, read_json
 
 WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -17,19 +17,18 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, one or the shards of its index.
 
+    A shard is a file of the folder itself: its name has no folders in it, and links are followed as `inside` allows.
+
     Raises:
-      InputError: there are none; a folder with pickled weights only is told apart.
+      InputError: there are none, or they lie elsewhere; a folder with pickled weights only is told apart.
     """
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if (folder / _INDEX).is_file():
-        shards = read_json(folder / _INDEX).get("weight_map", {})
+    if (whole := inside(folder, WEIGHTS)).is_file():
+        return [whole]
+    if (index := inside(folder, _INDEX)).is_file():
+        shards = read_json(index).get("weight_map", {})
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise InputError(f"{folder / _INDEX}: weight_map must be a JSON object of tensor and file names")
-        files = [folder / name for name in sorted(set(shards.values()))]
-        for file in files:
-            if not file.is_file():
-                raise InputError(f"{folder / _INDEX}: shard {file.name} is missing")
+            raise InputError(f"{index}: weight_map must be a JSON object of tensor and file names")
+        files = [_shard(folder, name) for name in sorted(set(shards.values()))]
         if files:
             return files
     pickled = sorted(file.name for form in _PICKLES for file in folder.glob(form))
@@ -41,13 +40,28 @@ def weight_files(folder: Path) -> list[Path]:
     raise InputError(f"{folder}: no weights; {WEIGHTS} (or shards with {_INDEX}) is needed")
 
 
+def _shard(folder: Path, name: str) -> Path:
+    index = folder / _INDEX
+    if not name.endswith(".safetensors") or set(name) & set("/\\\0") or len(name.encode()) > 255:
+        raise InputError(f"{index}: shard {name!r}; the name of a .safetensors file in the same folder is needed")
+    if not (file := inside(folder, name)).is_file():
+        raise InputError(f"{index}: shard {name} is missing")
+    return file
+
+
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """Every floating-point tensor of a folder as float32; float16 and bfloat16 files are widened."""
+    """Every floating-point tensor of a folder as float32; float16 and bfloat16 files are widened.
+
+    Raises:
+      InputError: a file is no safetensors file, or two have a tensor in common.
+    """
     tensors: dict[str, np.ndarray] = {}
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="flax") as opened:
                 for name in opened.keys():  # noqa: SIM118
+                    if name in tensors:
+                        raise InputError(f"{file}: tensor {name} is in another file of the folder too")
                     if str(opened.get_slice(name).get_dtype()) in ("F32", "F16", "BF16", "F64"):
                         tensors[name] = np.asarray(opened.get_tensor(name).astype("float32"))
         except (SafetensorError, OSError) as error:
@@ -63,24 +77,3 @@ def fingerprint(folder: Path) -> str:
             while piece := opened.read(1 << 20):
                 digest.update(piece)
     return digest.hexdigest()
-
-
-def read_json(file: Path) -> dict:
-    """A JSON object from a file.
-
-    Raises:
-      InputError: the file is missing, not UTF-8, or holds no JSON object.
-    """
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}: line {error.lineno}: not JSON ({error.msg})") from None
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{file}: a JSON object is needed, not {type(value).__name__}")
-    return value

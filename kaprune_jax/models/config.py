@@ -1,7 +1,7 @@
 """The shape of a BERT encoder and its head, read from and written to a Hugging Face `config.json`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from kaprune_jax._errors import InputError
@@ -11,10 +11,17 @@ Pooling = Literal["cls", "mean"]
 
 HEADS: tuple[Head, ...] = ("none", "classification", "regression", "masked-lm")
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
-_WHOLE = (
-    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
-    "type_vocab_size"
-).split()
+_ANY = 2**31 - 1
+# Building a model takes time with its layers, quadratic in JAX; the deepest published BERT has 48.
+_MOST: dict[str, int] = {
+    "vocab_size": _ANY,
+    "hidden_size": _ANY,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 1024,
+    "intermediate_size": _ANY,
+    "max_position_embeddings": _ANY,
+    "type_vocab_size": _ANY,
+}
 _ARCHITECTURE: dict[Head, str] = {
     "none": "BertModel",
     "classification": "BertForSequenceClassification",
@@ -72,16 +79,7 @@ class BertConfig:
     pooler_size: int | None = None
 
     def __post_init__(self):
-        for name in _WHOLE:
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise InputError(f"config: {name}={getattr(self, name)!r}; a positive whole number is needed")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not isinstance(getattr(self, name), int | float) or not 0 <= getattr(self, name) < 1:
-                raise InputError(f"config: {name}={getattr(self, name)!r}; a fraction in [0, 1) is needed")
-        for name in ("attention_head_size", "pooler_size"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise InputError(f"config: {name}={value!r}; a positive whole number is needed")
+        _check_values(vars(self))
         if self.layers and len(self.layers) != self.num_hidden_layers:
             raise InputError(
                 f"config: {len(self.layers)} layers are described; num_hidden_layers={self.num_hidden_layers}"
@@ -91,12 +89,6 @@ class BertConfig:
                 f"config: hidden_size={self.hidden_size} is no multiple of "
                 f"num_attention_heads={self.num_attention_heads}"
             )
-        if self.hidden_act not in ACTIVATIONS:
-            raise InputError(f"config: hidden_act={self.hidden_act!r}; allowed: {', '.join(ACTIVATIONS)}")
-        if self.pooling not in ("cls", "mean"):
-            raise InputError(f"config: pooling={self.pooling!r}; allowed: cls, mean")
-        if self.head not in HEADS:
-            raise InputError(f"config: head={self.head!r}; allowed: {', '.join(HEADS)}")
 
     @property
     def head_size(self) -> int:
@@ -110,8 +102,9 @@ class BertConfig:
 
     def layer(self, index: int) -> LayerShape:
         """What there is of a layer, counted from 0."""
-        whole = LayerShape(tuple(range(self.num_attention_heads)), self.intermediate_size)
-        return self.layers[index] if self.layers else whole
+        if self.layers:
+            return self.layers[index]
+        return LayerShape(tuple(range(self.num_attention_heads)), self.intermediate_size)
 
     @property
     def num_logits(self) -> int:
@@ -121,6 +114,31 @@ class BertConfig:
     def replace(self, **changes: Any) -> "BertConfig":
         """A copy with some values changed."""
         return dataclasses.replace(self, **changes)
+
+
+def _check_values(values: Mapping[str, Any]) -> None:
+    """Checks values of a configuration one by one, those that are there.
+
+    Raises:
+      InputError: one has another type or lies outside what is allowed.
+    """
+
+    def need(name: str, good: Callable[[Any], bool], allowed: str) -> None:
+        if name in values and not good(values[name]):
+            raise InputError(f"config: {name}={values[name]!r}; allowed: {allowed}")
+
+    for name, most in _MOST.items():
+        need(name, lambda value, most=most: type(value) is int and 1 <= value <= most, f"1 to {most}")
+    for name in ("attention_head_size", "pooler_size"):
+        need(name, lambda value: value is None or (type(value) is int and 1 <= value <= _ANY), f"1 to {_ANY}")
+    words = values["vocab_size"]
+    need("pad_token_id", lambda value: type(value) is int and 0 <= value < words, f"0 to {words - 1}, ids of words")
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        need(name, lambda value: type(value) in (int, float) and 0 <= value < 1, "a fraction in [0, 1)")
+    for name in ("layer_norm_eps", "initializer_range"):
+        need(name, lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number in [0, 1]")
+    for name, allowed in {"hidden_act": ACTIVATIONS, "pooling": ("cls", "mean"), "head": HEADS}.items():
+        need(name, lambda value, allowed=allowed: value in allowed, ", ".join(allowed))
 
 
 FORMAT = 1
@@ -146,20 +164,25 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
         raise InputError(f"{where}: position_embedding_type={raw['position_embedding_type']!r}; allowed: absolute")
     if raw.get("is_decoder") or raw.get("add_cross_attention"):
         raise InputError(f"{where}: a decoder; only encoders can be read")
-    sizes = {name: raw[name] for name in _SIZES if name in raw}
+    sizes = {name: raw[name] for name in _SIZES if raw.get(name) is not None}
     needed = [field.name for field in dataclasses.fields(BertConfig) if field.default is dataclasses.MISSING]
     missing = [name for name in needed if name not in sizes]
     if missing:
         raise InputError(f"{where}: {', '.join(missing)} missing")
     section, names = raw.get("kaprune", {}), raw.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
-    if not isinstance(section, dict) or not isinstance(names, dict) or not all(key.isdigit() for key in names):
-        raise InputError(f"{where}: kaprune and id2label must be JSON objects, the keys of id2label whole numbers")
+    if not isinstance(section, dict) or not isinstance(names, dict) or not all(map(_names_class, names.items())):
+        raise InputError(
+            f"{where}: kaprune and id2label must be JSON objects, the keys of id2label whole numbers, its values texts"
+        )
     version = section.get("format", FORMAT)
     if type(version) is not int or not 1 <= version <= FORMAT:
         raise InputError(
             f"{where}: kaprune.format={version!r}; this version reads up to {FORMAT}: install a newer kaprune-jax"
         )
-    architecture = (raw.get("architectures") or ["BertModel"])[0]
+    try:
+        architecture = architecture_of(raw)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     labels: tuple[str, ...] = ()
     head: Head = "none"
     if "head" in section:
@@ -170,18 +193,37 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
         head = "regression" if len(names) == 1 or raw.get("problem_type") == "regression" else "classification"
     if head == "classification":
         labels = tuple(str(names[key]) for key in sorted(names, key=int))
+    values = {
+        **sizes,
+        "pooling": section.get("pooling", "cls"),
+        "head": head,
+        "attention_head_size": section.get("head_size"),
+        "pooler_size": section.get("pooler"),
+    }
     try:
-        config = BertConfig(
-            **sizes,
-            pooling=section.get("pooling", "cls"),
-            head=head,
-            labels=labels,
-            attention_head_size=section.get("head_size"),
-            pooler_size=section.get("pooler"),
-        )
+        _check_values(values)
+        config = BertConfig(**values, labels=labels)
         return config.replace(layers=_read_layers(section.get("layers"), config)) if "head_size" in section else config
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def architecture_of(raw: Mapping[str, Any]) -> str:
+    """The first of the `architectures` of a Hugging Face configuration, "BertModel" where it names none.
+
+    Raises:
+      InputError: they are no list of names.
+    """
+    names = raw.get("architectures") or ["BertModel"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"architectures={names!r}; a list of names is needed")
+    return names[0]
+
+
+def _names_class(pair: tuple[str, Any]) -> bool:
+    """Whether an entry of id2label is one: a number below a billion, and a text or a number."""
+    number, name = pair
+    return number.isascii() and number.isdecimal() and len(number) < 10 and isinstance(name, str | int | float)
 
 
 def _read_layers(rows: Any, config: BertConfig) -> tuple[LayerShape, ...]:

@@ -99,6 +99,7 @@ def from_tensors(
       InputError: a tensor is missing, unexpected or of another shape; the message names it.
     """
     named = {_canonical(name): array for name, array in tensors.items()}
+    _check_layers(named, config, where)
     params: dict[str, Any] = {}
     used = set()
     for path, name, shape in _flat(config):
@@ -128,6 +129,17 @@ def from_tensors(
                 f"{where}: cls.predictions.decoder.weight differs from the word embeddings; only tied heads"
             )
     return params
+
+
+def _check_layers(named: Mapping[str, np.ndarray], config: BertConfig, where: str) -> None:
+    """Whether every layer has a LayerNorm, before a model of so many layers is built: that takes long."""
+    for index in range(config.num_hidden_layers):
+        name = f"encoder.layer.{index}.output.LayerNorm.weight"
+        if f"bert.{name}" not in named:
+            raise InputError(
+                f"{where}: tensor {name} is missing (shape [{config.hidden_size}]); "
+                f"config.json asks for num_hidden_layers={config.num_hidden_layers}"
+            )
 
 
 def _canonical(name: str) -> str:

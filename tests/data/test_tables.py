@@ -120,7 +120,7 @@ def test_json_numbers_become_text(tmp_path):
         ),
         ("t.jsonl", '{"sentence": "x", "label": true}\n', "row 1, field 'label': True is neither"),
         ("t.jsonl", '{"sentence": ["x"], "label": 1}\n', r"row 1, field 'sentence': \['x'\] is neither"),
-        ("t.jsonl", '{"sentence": "\\ud800", "label": 1}\n', "row 1, field 'sentence': .* cannot be text"),
+        ("t.jsonl", '{"sentence": "\\ud800", "label": 1}\n', "row 1: malformed JSON .*cannot be text"),
     ],
 )
 def test_bad_files(tmp_path, name, content, message):

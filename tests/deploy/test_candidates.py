@@ -12,7 +12,7 @@ import kaprune_jax as kp
 from kaprune_jax.data.augment import eligible_words, is_candidate
 from kaprune_jax.data.world import load_world
 from kaprune_jax.deploy.candidates import candidates
-from kaprune_jax.deploy.model import load_tokenizer
+from kaprune_jax.deploy.tokenizer import load_tokenizer
 from kaprune_jax.models.bert import init_params
 
 

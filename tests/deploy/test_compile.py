@@ -125,7 +125,7 @@ def test_units_that_read_the_same_are_neighbours(rng):
 def model(rng, tmp_path):
     config, params = make(rng, zeros="block", density=0.2)
     write_tokenizer(tmp_path / "tokens")
-    from kaprune_jax.deploy.model import load_tokenizer
+    from kaprune_jax.deploy.tokenizer import load_tokenizer
 
     kp.save(tmp_path / "model", params, config, tokenizer=load_tokenizer(tmp_path / "tokens"))
     return kp.load(tmp_path / "model")

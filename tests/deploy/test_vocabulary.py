@@ -14,7 +14,7 @@ from kaprune_jax._errors import InputError
 from kaprune_jax.data.loader import encode
 from kaprune_jax.data.rows import Rows
 from kaprune_jax.data.world import vocabulary, write_tokenizer
-from kaprune_jax.deploy.model import load_tokenizer
+from kaprune_jax.deploy.tokenizer import load_tokenizer
 from kaprune_jax.deploy.vocabulary import prune_vocabulary, used_ids
 from kaprune_jax.models.bert import init_params, make_apply
 from kaprune_jax.models.config import BertConfig

@@ -5,7 +5,7 @@ import pytest
 
 import kaprune_jax as kp
 from kaprune_jax.data.world import vocabulary, write_tokenizer
-from kaprune_jax.deploy.model import load_tokenizer
+from kaprune_jax.deploy.tokenizer import load_tokenizer
 from kaprune_jax.models.bert import init_params
 from kaprune_jax.models.config import BertConfig
 

@@ -139,10 +139,13 @@ def test_a_file_that_does_not_belong_to_the_run_is_refused(prepared, tiny, files
     shorter.write_text("".join(rows[:-2]), "utf-8")
     assert f"{file}: made with data " in refused("--augment", "2", "--train-file", str(shorter))
     header = gzip.compress(b'{"sha256": ""}\n[]\n')
-    for content in (b"", b"no gzip", made.read_bytes()[:-20], gzip.compress(b"[1]\n"), gzip.compress(b"{}\n"),
-                    gzip.compress(b'{"sha256": ""}\nno json\n'), gzip.compress(b"\xff\n"), header):  # fmt: skip
+    damaged = "not a readable file of augmented rows"
+    for content, said in ((b"", damaged), (b"no gzip", "not a sound gzip file"), (made.read_bytes()[:-20], "cut short"),
+                          (gzip.compress(b"[1]\n"), damaged), (gzip.compress(b"{}\n"), damaged),
+                          (gzip.compress(b'{"sha256": ""}\nno json\n'), damaged), (gzip.compress(b"\xff\n"), damaged),
+                          (header, f"{damaged} (line 2 is [];")):  # fmt: skip
         file.write_bytes(content)
-        assert "not a readable file of augmented rows" in refused("--augment", "2")
+        assert said in refused("--augment", "2")
 
     lines = gzip.decompress(made.read_bytes()).splitlines(keepends=True)
     for rows in (lines[:-1], [*lines[:-1], lines[-1].replace(b"film", b"movie") + lines[-1]]):
