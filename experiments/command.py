@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from experiments.lock import release
 from experiments.settings import Settings
 from kaprune_jax._errors import InputError
 
@@ -50,7 +51,7 @@ def run_command(read: Callable[[], S], run: Callable[[S, Stop], None], arguments
         try:
             run(settings, stop)
         except Diverged as error:
-            print(f"error: {error}; {_checkpoint(settings)}", file=sys.stderr)
+            print(f"error: {error}; {_checkpoint(error.checkpoint)}", file=sys.stderr)
             return 3
         except Interrupted as error:
             given = [flag for flag in (arguments if arguments is not None else sys.argv[1:]) if flag != "--resume"]
@@ -58,6 +59,8 @@ def run_command(read: Callable[[], S], run: Callable[[S, Stop], None], arguments
                 given += ["--out", str(settings.out)]
             print(f"{error}; to go on: python -m {settings.MODULE} {shlex.join(given)} --resume", file=sys.stderr)
             return 128 + (stop.signal or signal.SIGINT)
+        finally:
+            release()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -68,10 +71,8 @@ def run_command(read: Callable[[], S], run: Callable[[S, Stop], None], arguments
     return 0
 
 
-def _checkpoint(settings: Settings) -> str:
-    """Names the newest checkpoint under the run folder."""
-    folders = [path for path in Path(settings.out or ".").rglob("ckpt*/*") if path.name.isdigit()]
-    if not folders:
+def _checkpoint(newest: Path | None) -> str:
+    """Names the checkpoint that a run which did not stay finite has left."""
+    if newest is None:
         return "there is no checkpoint yet"
-    newest = max(folders, key=lambda path: path.stat().st_mtime)
     return f"the last good checkpoint is {newest} (step {newest.name}); a lower --learning-rate may help"

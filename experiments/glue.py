@@ -16,6 +16,7 @@ def run(settings: Settings, should_stop: Stop) -> None:
     """Runs every method of the settings, one after the other, from one teacher."""
     from experiments.augment import add_rows
     from experiments.coupled import plan_cofi
+    from experiments.lock import hold
     from experiments.method import plan
     from experiments.prepare import prepare
     from experiments.record import say
@@ -30,11 +31,12 @@ def run(settings: Settings, should_stop: Stop) -> None:
         plan(method, prepared, prepared.teacher)  # says what does not fit before anything is written
     if "cofi" in settings.methods:
         plan_cofi(prepared, prepared.teacher)
+    assert settings.out is not None
+    hold(Path(settings.out))
     data = prepared.data
     say(f"{data.name}: {len(data.train.texts)} training rows, {len(data.dev.texts)} dev rows, {data.kind}")
     for note in prepared.notes:
         say(f"note: {note}")
-    assert settings.out is not None
     out, methods = Path(settings.out), settings.methods
     folders = {method: out if len(methods) == 1 else out / method for method in methods}
     teacher = dense = None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.augment_file import AUGMENTED, PREVIEW, augmented_file, make_header, read_rows
+from experiments.lock import LOCK, check_free
 from experiments.settings import Settings
 from experiments.source import load_task
 from kaprune_jax._errors import InputError
@@ -178,10 +179,11 @@ def check_out(settings: Settings) -> None:
     """
     assert settings.out is not None
     out = Path(settings.out)
+    check_free(out)
     if settings.resume:
         single = (out / "config.json").is_file()
         inside = sorted(file.parent.name for file in out.glob("*/env.json"))
-        if not single and not inside and not (out / AUGMENTED).is_file():
+        if not single and not inside and not (out / AUGMENTED).is_file() and not is_only_begun(out):
             raise InputError(f"--resume: {out} is no run folder: there is nothing to go on with")
         if single and len(settings.methods) > 1:
             raise InputError(f"--resume: {out} is a run of one method; --method {settings.method} names several")
@@ -192,6 +194,13 @@ def check_out(settings: Settings) -> None:
     if out.exists() and (not out.is_dir() or inside - {AUGMENTED, PREVIEW}):
         raise InputError(f"--out {out}: exists already; give another folder, or --resume to go on with the run in it")
     check_place(out, f"--out {out}")
+
+
+def is_only_begun(out: Path) -> bool:
+    """Whether a folder holds nothing but what a run that was killed at its very start has left: it starts anew."""
+    names = {LOCK, "env.json", ".env.json.partial", ".config.json.partial", f".{AUGMENTED}.partial"}
+    left = [path for path in out.rglob("*") if not path.is_dir()] if out.is_dir() else None
+    return left is not None and all(path.name in names for path in left)
 
 
 def check_place(place: Path, flag: str) -> None:

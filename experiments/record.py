@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from experiments.augment_file import rows_digest
+from experiments.lock import hold
 from experiments.prepare import Prepared
 from experiments.settings import Settings
 from kaprune_jax._errors import InputError
@@ -24,6 +25,8 @@ from kaprune_jax.train.loop import LogRecord
 # Settings that do not change what is computed, and those that data and model have a part in.
 _FREE = ("resume", "log_every", "command", "out")
 _FOUND = ("pooling", "max_length", "batch_size")
+# The phases that come before each in one run folder.
+_BEFORE: dict[str, tuple[str, ...]] = {"teacher": (), "prune": (), "after": ("prune",)}
 
 
 def say(text: str, *, end: str = "\n") -> None:
@@ -85,7 +88,7 @@ def _revision(root: Path) -> str:
 
 
 def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dict[str, Any]) -> None:
-    """Makes the run folder with its settings and environment; when resuming, checks that they are the same.
+    """Takes a run folder: writes its settings and environment, or, when resuming, checks that they are the same.
 
     Args:
       folder: the run folder.
@@ -94,13 +97,14 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
       env: what `environment` gives.
 
     Raises:
-      InputError: the folder holds a run with other settings, or cannot be written.
+      InputError: the folder holds a run with other settings, another process is at work in it, or it cannot be written.
     """
+    hold(folder)
     program = Path(sys.argv[0]).stem
     module = f"experiments.{program}" if program in ("glue", "transfer") else settings.MODULE
     config = dataclasses.asdict(settings) | details
     config["command"] = shlex.join(["python", "-m", module, *sys.argv[1:]])
-    if (folder / "config.json").is_file():
+    if _has_begun(folder):
         old, before = read_json(folder / "config.json"), read_json(folder / "env.json")
         different = [name for name in config if name not in _FREE and old.get(name) != config[name]]
         given = [name for name in different if name not in (*details, *_FOUND)]
@@ -117,15 +121,25 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
             raise InputError(f"--resume: {folder} was started with {name} {old.get(name)}, now {config[name]}")
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", config)
         write_json(folder / "env.json", env)
+        write_json(folder / "config.json", config)  # last: with both the run has begun
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be written ({error.strerror})") from None
 
 
+def _has_begun(folder: Path) -> bool:
+    """Whether a run has written what it is; one that was killed before it had both files has trained nothing yet."""
+    if not (folder / "config.json").is_file():
+        return False
+    return (folder / "env.json").is_file() or any(folder.glob("ckpt*/*"))
+
+
 class Recorder:
-    """Appends to `metrics.jsonl` and keeps a line of progress on the terminal."""
+    """Appends to `metrics.jsonl` and keeps a line of progress on the terminal.
+
+    Attributes:
+      closed: a later phase has begun, and the file stays as it is.
+    """
 
     def __init__(self, folder: Path, phase: str, title: str, steps: int):
         """Args:
@@ -136,16 +150,22 @@ class Recorder:
         """
         self.file = folder / "metrics.jsonl"
         self.phase, self.title, self.steps = phase, title, steps
+        self.closed = False
         self._live = sys.stdout.isatty()
 
-    def rewind(self, step: int) -> None:
-        """Drops records after a step, which is gone on from."""
-        if self.file.is_file():
-            lines = self.file.read_text("utf-8").split("\n")[:-1]  # what follows the last line end is half a record
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            partial = self.file.with_name(f".{self.file.name}.partial")
-            partial.write_text("".join(line + "\n" for line in kept), "utf-8")
-            os.replace(partial, self.file)
+    def rewind(self, step: int | None) -> None:
+        """Drops records after a step of this phase, which is gone on from; None for before the phase began."""
+        if self.closed or not self.file.is_file():
+            return
+        kept = []
+        for line in self.file.read_text("utf-8").split("\n")[:-1]:  # what follows the last line end is half a record
+            record = json.loads(line)
+            before = record["phase"] in _BEFORE[self.phase]
+            if before or (record["phase"] == self.phase and step is not None and record["step"] <= step):
+                kept.append(line)
+        partial = self.file.with_name(f".{self.file.name}.partial")
+        partial.write_text("".join(line + "\n" for line in kept), "utf-8")
+        os.replace(partial, self.file)
 
     def train(self, record: LogRecord, learning_rate: float) -> None:
         """A record of training steps."""
@@ -187,5 +207,7 @@ class Recorder:
         say(f"\r{line:<110}" if self._live else line)
 
     def _append(self, record: dict[str, Any]) -> None:
+        if self.closed:
+            return
         with self.file.open("a", encoding="utf-8") as opened:
             opened.write(json.dumps(record, allow_nan=False) + "\n")

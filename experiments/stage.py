@@ -1,6 +1,5 @@
 """What happens around the steps of a training: records, evaluations, checkpoints, and the models that are kept."""
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,11 @@ import numpy as np
 import optax
 
 from experiments.record import Recorder, say
+from experiments.replace import finish_replacing, replace_folder
 from experiments.settings import Settings
 from kaprune_jax._typing import Params
 from kaprune_jax.train.checkpoint import Checkpoints
-from kaprune_jax.train.loop import Batches, Hooks, LogRecord, fit
+from kaprune_jax.train.loop import Batches, Diverged, Hooks, LogRecord, fit
 from kaprune_jax.train.step import StepMetrics, TrainState
 
 
@@ -85,14 +85,22 @@ class Stage:
           evaluate_first: begin with an evaluation, since the model differs from the one before.
           is_over: a later part has begun, whose records are to be left alone.
         """
+        self.recorder.closed = is_over
+        for name in ("model", "model-last"):
+            finish_replacing(self.folder / name)
         if resume and self.checkpoints.latest is not None:
-            state, extra = self.checkpoints.restore(state)
+            state, extra = self.checkpoints.restore(state, say=say)
             self.best, self.last, self.rates = extra["best"], extra["last"], extra["rates"]
             self.seconds = max(self.seconds, extra["seconds"])
+            self.recorder.rewind(int(state.step))
             if not is_over:
-                self.recorder.rewind(int(state.step))
                 say(f"going on at step {int(state.step)} of {self.steps}")
-        elif evaluate_first:
+            return state
+        for step in self.checkpoints.interrupted:
+            reason = "its writing was interrupted"
+            say(f"note: {self.checkpoints.folder}: step {step} is damaged ({reason}); starting from the beginning")
+        self.recorder.rewind(None)
+        if evaluate_first:
             self.on_eval(state)
         else:
             self._checkpoint(state)
@@ -138,6 +146,9 @@ class Stage:
             )
             self.trained = self.total_seconds()
             return state
+        except Diverged as error:
+            error.checkpoint = self.checkpoints.newest
+            raise
         finally:
             self.checkpoints.close()
 
@@ -167,7 +178,6 @@ class Stage:
     def save_model(self, state: TrainState, name: str) -> None:
         """Writes a model folder beside the old one, then puts it in its place."""
         fresh = self.folder / f"{name}.new"
-        shutil.rmtree(fresh, ignore_errors=True)
+        finish_replacing(self.folder / name)
         self.write(state, fresh)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        fresh.rename(self.folder / name)
+        replace_folder(self.folder / name, fresh)

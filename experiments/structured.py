@@ -40,6 +40,7 @@ from kaprune_jax.l0.gates import sparsity_of, still_gates
 from kaprune_jax.l0.materialize import shrink
 from kaprune_jax.models.bert import PRUNABLE, make_apply
 from kaprune_jax.models.config import BertConfig
+from kaprune_jax.train.checkpoint import sealed_steps
 from kaprune_jax.train.step import PROJECTION, TrainState, init_state
 from kaprune_jax.transfer.sharing import Share, make_store, parts_of, shares_weights
 from kaprune_jax.transfer.step import Constraint, Task, make_coupled_step
@@ -105,7 +106,7 @@ def run_structured(
         step,
         init_state(team.store, planned.tx, jax.random.fold_in(jax.random.key(settings.seed), 2)),
         make_batches(prepared, auxiliaries, where, when),
-        is_over=any((folder / "ckpt-after").glob("[0-9]*")),
+        is_over=bool(sealed_steps(folder / "ckpt-after")),
         **training,
     )
     if gates_only:

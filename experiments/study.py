@@ -10,6 +10,7 @@ have in common are run once. Teachers are shared by the cells that have the same
 on several machines with a common folder: cell k belongs to slice k modulo N.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from experiments.lock import hold, release
 from experiments.transfer_settings import TransferSettings, couples_teacher, resolve
 from kaprune_jax._errors import InputError
 from kaprune_jax._reading import read_json
@@ -120,8 +122,10 @@ def run_study(settings: TransferSettings, should_stop: Callable[[], bool]) -> No
         if (folder / "result.json").is_file():
             continue
         say(f"\ncell {index} of {len(mine)}: {folder.name}")
+        hold(folder)
         _run_cell(cell, folder, out, should_stop)
         _lighten(folder)
+        release(folder)
     say(f"report: {write_study(out, [Path(cell.out or '') for cell in resolved])}")
 
 
@@ -165,20 +169,34 @@ def _run_cell(settings: TransferSettings, folder: Path, out: Path, should_stop: 
 
 
 def _make_once(place: Path, make: Callable[[Path], object]) -> None:
-    """Makes a folder under a name of its own, then gives it its place, unless another process has been faster."""
+    """Makes a folder under a name of its own, then gives it its place, unless another process has been faster.
+
+    What a process that was killed has left under such a name is gone on with.
+    """
     if place.is_dir():
         return
-    work = place.with_name(f".{place.name}-{socket.gethostname()}-{os.getpid()}")
+    work = _take_over(place) or place.with_name(f".{place.name}-{socket.gethostname()}-{os.getpid()}")
+    hold(work)
+    make(work)
+    _lighten(work)
+    release(work)
+    if not any(work.iterdir()):  # all was given
+        return work.rmdir()
     try:
-        make(work)
-        if work.is_dir():
-            _lighten(work)
-            work.rename(place)
+        work.rename(place)
     except OSError:
         if not place.is_dir():
             raise
-    finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _take_over(place: Path) -> Path | None:
+    """The work that was begun for a folder by a process that is no longer there, now held by this one."""
+    for left in sorted(place.parent.glob(f".{place.name}-*")):
+        with contextlib.suppress(InputError):
+            hold(left)
+            return left
+    return None
 
 
 def _lighten(folder: Path) -> None:

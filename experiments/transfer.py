@@ -21,6 +21,7 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
         return run_study(settings, should_stop)
     from experiments.auxiliary import LENGTHS, get_auxiliaries, prepare_auxiliaries
     from experiments.coupling import run_coupling
+    from experiments.lock import hold
     from experiments.prepare import prepare
     from experiments.ranking import rank
     from experiments.record import say
@@ -34,6 +35,7 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
     out, wanted = Path(settings.out), couplings(settings)
     others = prepare_auxiliaries(settings, prepared) if settings.rank or wanted != ("none",) else []
     check(settings, prepared)  # says what does not fit before anything is written
+    hold(out)
     data = prepared.data
     say(f"target {data.name}: {len(data.train.texts)} training rows, {len(data.dev.texts)} dev rows, {data.kind}")
     for other in others:
@@ -91,14 +93,16 @@ def check_folder(settings: TransferSettings) -> None:
     Raises:
       InputError: it holds something else, cannot be written, or there is nothing to resume.
     """
-    from experiments.prepare import check_out
+    from experiments.lock import check_free
+    from experiments.prepare import check_out, is_only_begun
     from kaprune_jax._errors import InputError
 
     assert settings.out is not None
     out, wanted = Path(settings.out), couplings(settings)
     if not settings.resume:
         return check_out(settings)
-    if not out.is_dir() or not any(out.rglob("config.json")):
+    check_free(out)
+    if not out.is_dir() or not (any(out.rglob("config.json")) or is_only_begun(out)):
         raise InputError(f"--resume: {out} is no run folder: there is nothing to go on with")
     inside = [name for name in COUPLINGS if (out / name / "env.json").is_file()]
     if (out / "config.json").is_file() and len(wanted) > 1:

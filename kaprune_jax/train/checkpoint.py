@@ -1,13 +1,20 @@
-"""Checkpoints of a run's state with Orbax, written whole or not at all."""
+"""Checkpoints of a run's state with Orbax: written beside the training, sealed once they are whole.
+
+A checkpoint is a folder named after its step, and its seal, `STEP.sha256`, a file beside it with the digest of all that
+is in it. One without a seal is one whose writing was interrupted, and is never gone on from.
+"""
 
 import contextlib
+import copy
 import errno
 import hashlib
 import logging
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +25,20 @@ from kaprune_jax._errors import InputError
 from kaprune_jax._tree import path_string
 from kaprune_jax.train.step import TrainState
 
+_UNSEALED = "its writing was interrupted"
+
 
 def _plain(state: TrainState) -> TrainState:
     """The state with its random key as integers, which is what can be stored."""
     return state._replace(key=jax.random.key_data(state.key))
+
+
+def _detached(leaf: jax.Array) -> jax.Array:
+    """An array that the next step, which gives its input's memory away, neither changes nor waits for.
+
+    From an accelerator Orbax copies before `save` returns; on a CPU it reads the very memory, while it writes.
+    """
+    return leaf.copy() if all(device.platform == "cpu" for device in leaf.devices()) else leaf
 
 
 def _form(array: Any) -> str:
@@ -54,100 +71,173 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax from printing hundreds of lines beside the one error that is raised."""
-    logger = logging.getLogger("absl")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = disabled
+def _line(error: Exception) -> str:
+    """The first line of an error; of tensorstore's, which are long, what the system said."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps that have a folder, oldest first."""
+    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
+
+
+def sealed_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder that were written to their end, oldest first."""
+    return [step for step in _steps(folder) if (folder / f"{step}.sha256").is_file()]
 
 
 class Checkpoints:
-    """The newest state of a phase, with what the loop knows beside it, in one folder."""
+    """The newest states of a phase, with what the loop knows beside them, in one folder."""
 
-    def __init__(self, folder: Path, *, keep: int = 1):
+    def __init__(self, folder: Path, *, keep: int = 2):
         """Args:
-        folder: made if missing.
+        folder: made if missing; what an interrupted writing left in it is removed.
         keep: how many of the newest are kept.
         """
-        self.folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
+        self.folder, self.keep = folder, keep
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in (*folder.glob("[0-9]*.orbax-checkpoint-tmp*"), *folder.glob(".[0-9]*.sha256")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        self._good: set[int] = set()  # sealed or read by this object
+        self._pending: tuple[int, Future] | None = None
+        self._thread = ThreadPoolExecutor(1, "seal")
         handlers = {"state": ocp.StandardCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+        self._silent = lambda record: False  # Orbax prints hundreds of lines beside the one error that is raised
+        logging.getLogger("absl").addFilter(self._silent)
 
     def save(self, state: TrainState, extra: dict[str, Any]) -> None:
-        """Writes the state under its step number; a step that is there already is left as it is.
+        """Begins to write the state under its step number; a step that this object has written or read is left.
+
+        The state may be given away as soon as this returns. What cannot be written is said here, or by the next call of
+        any method.
 
         Raises:
-          InputError: it cannot be written; what was there before is still there.
+          InputError: it, or the one before, cannot be written; what was sealed before is still there.
         """
+        self.wait()
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step in self._good:
             return
         plain = _plain(state)
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(plain))
-        args = ocp.args.Composite(state=ocp.args.StandardSave(plain), extra=ocp.args.JsonSave(extra))
         try:
             _reserve(self.folder, needed)
-            with _quiet():
-                self._manager.save(step, args=args)
-            self._seal(step)
         except OSError as error:
-            reason = f"{needed / 1e6:.1f} MB: {error.strerror or error}"
+            reason = f"{needed / 1e6:.1f} MB: {_line(error)}"
             raise InputError(f"{self.folder}: step {step} cannot be written ({reason})") from None
-        except ValueError as error:  # tensorstore's, where the disk fills up in spite of that
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            line = os.strerror(int(code[1])) if code else str(error).splitlines()[0][:200]
-            raise InputError(f"{self.folder}: step {step} cannot be written ({line})") from None
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(jax.tree.map(_detached, plain)), extra=ocp.args.JsonSave(copy.deepcopy(extra))
+        )
+        try:
+            self._seal_file(step).unlink(missing_ok=True)  # of a damaged one, which is replaced
+            self._orbax.save(self._place(step), args=items, force=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"{self.folder}: step {step} cannot be written ({_line(error)})") from None
+        self._pending = step, self._thread.submit(self._finish, step)
 
-    def _seal(self, step: int) -> None:
-        """Writes the digest of a checkpoint beside it, whole or not at all, and drops those of others."""
-        kept = {str(step) for step in self._manager.all_steps()}
-        for old in self.folder.glob("[0-9]*.sha256"):
-            if old.stem not in kept:
-                old.unlink(missing_ok=True)
+    def wait(self) -> None:
+        """Waits until what was saved is sealed.
+
+        Raises:
+          InputError: it cannot be written.
+        """
+        if self._pending is None:
+            return
+        (step, written), self._pending = self._pending, None
+        try:
+            written.result()
+        except (OSError, ValueError, RuntimeError) as error:  # tensorstore's, where the disk fills up in spite of all
+            raise InputError(f"{self.folder}: step {step} cannot be written ({_line(error)})") from None
+        self._good.add(step)
+
+    def _finish(self, step: int) -> None:
+        """Waits for the files of a checkpoint, seals it, and removes those that are no longer needed."""
+        self._orbax.wait_until_finished()
         partial = self.folder / f".{step}.sha256"
-        partial.write_text(_digest(self.folder / str(step)), "utf-8")
-        os.replace(partial, self.folder / f"{step}.sha256")
+        partial.write_text(_digest(self._place(step)), "utf-8")
+        os.replace(partial, self._seal_file(step))
+        kept = [old for old in sealed_steps(self.folder) if old <= step][-self.keep :]  # later ones were damaged
+        for seal in self.folder.glob("[0-9]*.sha256"):
+            if seal.stem not in map(str, kept):
+                seal.unlink(missing_ok=True)
+        for old in set(_steps(self.folder)) - set(kept):
+            shutil.rmtree(self._place(old))
 
-    def _sealed(self, step: int) -> bool:
-        """Whether a checkpoint is as it was written; one whose run was killed before the digest counts as such."""
-        seal = self.folder / f"{step}.sha256"
-        return not seal.is_file() or seal.read_bytes() == _digest(self.folder / str(step)).encode()
+    def _place(self, step: int) -> Path:
+        return self.folder.absolute() / str(step)
+
+    def _seal_file(self, step: int) -> Path:
+        return self.folder / f"{step}.sha256"
 
     @property
     def latest(self) -> int | None:
-        """The newest step there is."""
-        return self._manager.latest_step()
+        """The newest step whose checkpoint is sealed."""
+        self.wait()
+        return max(sealed_steps(self.folder), default=None)
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest state and what was saved beside it.
+    @property
+    def newest(self) -> Path | None:
+        """The folder of that checkpoint."""
+        return None if self.latest is None else self.folder / str(self.latest)
+
+    @property
+    def interrupted(self) -> list[int]:
+        """The steps whose writing was interrupted, oldest first."""
+        self.wait()
+        return sorted(set(_steps(self.folder)) - set(sealed_steps(self.folder)))
+
+    def restore(
+        self, like: TrainState, *, say: Callable[[str], None] = lambda line: None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The newest state that is as it was written, and what was saved beside it.
 
         Args:
           like: a state of the same structure and shapes.
+          say: takes a line for each newer checkpoint that is damaged and so passed over.
 
         Raises:
-          InputError: there is no checkpoint, or it does not fit this run.
+          InputError: there is no checkpoint, or none that can be read, or it does not fit this run.
         """
-        step = self.latest
-        if step is None:
+        self.wait()
+        damaged: dict[int, str] = {}
+        for step in reversed(_steps(self.folder)):
+            read = self._read(step, like)
+            if isinstance(read, str):
+                damaged[step] = read
+                continue
+            for old, reason in damaged.items():
+                say(f"note: {self.folder}: step {old} is damaged ({reason}); going on from step {step}")
+            self._good.add(step)
+            return read
+        if not damaged:
             raise InputError(f"{self.folder}: no checkpoint to go on from")
-        if not self._sealed(step):
-            raise InputError(f"{self.folder}: step {step} cannot be read (a file in it was altered or lost)")
+        named = ", ".join(f"step {step} cannot be read ({reason})" for step, reason in damaged.items())
+        raise InputError(f"{self.folder}: {named}")
+
+    def _read(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]] | str:
+        """What a checkpoint holds, or what is wrong with it.
+
+        Raises:
+          InputError: it is whole, but of another run.
+        """
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
         here = {path_string(path): _form(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
         try:
-            with _quiet():
-                stored = jax.tree.leaves(self._manager.item_metadata(step)["state"].tree)
-                there = {leaf.name.replace(".", "/"): _form(leaf) for leaf in stored}
-                restored = self._manager.restore(step, args=args) if there == here else None
-        except (ValueError, KeyError, OSError, AttributeError) as error:
-            line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise InputError(f"{self.folder}: step {step} cannot be read ({line})") from None
+            if not self._seal_file(step).is_file():
+                return _UNSEALED
+            if self._seal_file(step).read_bytes() != _digest(self._place(step)).encode():
+                return "a file in it was altered or lost"
+            metadata: Any = self._orbax.metadata(self._place(step))
+            stored = jax.tree.leaves(metadata.item_metadata["state"].tree)
+            there = {leaf.name.replace(".", "/"): _form(leaf) for leaf in stored}
+            restored = self._orbax.restore(self._place(step), args=args) if there == here else None
+        except (ValueError, KeyError, OSError, AttributeError, TypeError) as error:
+            return _line(error)
         if restored is None:
             path = next(path for path in here | there if there.get(path) != here.get(path))
             differs = f"{path} is {there.get(path, 'not there')}, this run's {here.get(path, 'nothing')}"
@@ -156,5 +246,15 @@ class Checkpoints:
         return state._replace(key=jax.random.wrap_key_data(state.key)), restored["extra"]
 
     def close(self) -> None:
-        """Ends the manager's threads."""
-        self._manager.close()
+        """Waits until what was saved is sealed, and ends the threads.
+
+        Raises:
+          InputError: it cannot be written.
+        """
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            with contextlib.suppress(OSError, ValueError, RuntimeError):  # all is sealed, or said to be not
+                self._orbax.close()
+            logging.getLogger("absl").removeFilter(self._silent)

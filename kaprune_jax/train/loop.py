@@ -7,6 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -18,11 +19,17 @@ from kaprune_jax.train.step import StepMetrics, TrainState
 
 
 class Diverged(RuntimeError):
-    """The loss, or a parameter, is not finite; `step` is the first step where that was seen."""
+    """The loss, the gradient's norm or a parameter is not finite.
 
-    def __init__(self, step: int, loss: float):
-        super().__init__(f"loss is {loss} at step {step}")
+    Attributes:
+      step: the first step where that was seen.
+      checkpoint: the newest checkpoint before it, where the caller of the loop keeps some.
+    """
+
+    def __init__(self, step: int, value: float, *, what: str = "loss"):
+        super().__init__(f"{what} is {value} at step {step}")
         self.step = step
+        self.checkpoint: Path | None = None
 
 
 class Interrupted(RuntimeError):
@@ -103,7 +110,8 @@ def fit(
       eval_every: steps between evaluations.
 
     Raises:
-      Diverged: a loss was not finite, found at the next log.
+      Diverged: a loss or the norm of a gradient was not finite, found at the next log; or a parameter, found before
+        the next evaluation.
       Interrupted: `hooks.should_stop` said so.
     """
     waiting: list[StepMetrics] = []
@@ -141,6 +149,8 @@ def _summarise(number: int, steps: int, waiting: list[Any], batch_size: int, beg
     for offset, metrics in enumerate(waiting):
         if not math.isfinite(metrics.loss):
             raise Diverged(first + offset, float(metrics.loss))
+        if metrics.grad_square is not None and not math.isfinite(metrics.grad_square):
+            raise Diverged(first + offset, float(metrics.grad_square), what="the squared norm of the gradient")
     seconds = (time.perf_counter() - began) / len(waiting)
 
     def mean(values) -> float:

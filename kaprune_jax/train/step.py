@@ -42,6 +42,8 @@ class StepMetrics(NamedTuple):
       asked: the sparsity the masks were last made for, in [0, 1).
       delivered: the fraction of prunable weights they remove; with gates, what would be gone if they closed now.
       expected: with gates, the sparsity they are expected to give; else None.
+      grad_square: squared norm of the gradient before it is clipped: one that is not finite leaves zeros behind. The
+        norm itself would change how the step is compiled, and with it the last bits.
     """
 
     loss: Float[Array, ""]
@@ -49,6 +51,7 @@ class StepMetrics(NamedTuple):
     asked: Float[Array, ""]
     delivered: Float[Array, ""]
     expected: Float[Array, ""] | None = None
+    grad_square: Float[Array, ""] | None = None
 
 
 def init_state(params: Params, tx: optax.GradientTransformation, key: Array) -> TrainState:
@@ -102,7 +105,8 @@ def make_train_step(
             opt_state = jax.lax.cond(
                 optax.tree.get(opt_state, "updated"), lambda s: mask_moments(s, masks), lambda s: s, opt_state
             )
-        return TrainState(state.step + 1, params, opt_state, state.key), StepMetrics(loss, terms, asked, delivered)
+        metrics = StepMetrics(loss, terms, asked, delivered, grad_square=optax.tree.norm(grads, squared=True))
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     return step
 

@@ -1,0 +1,103 @@
+"""One process at a time writes in a run folder: whoever comes second is refused in one line.
+
+The lock is the kernel's, on a file in the folder, so that it ends with the process, however that ends. On a file system
+without such locks the process that the file names is looked for.
+"""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+from kaprune_jax._errors import InputError
+
+LOCK = "lock"
+_held: dict[Path, int] = {}  # open files of this process, by run folder
+
+
+def hold(folder: Path) -> None:
+    """Takes the lock of a run folder, made if missing, until `release` or the end of the process; twice is once.
+
+    Raises:
+      InputError: another process has it, or the folder cannot be written in.
+    """
+    place = folder.absolute()
+    if place in _held:
+        return
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            if not _take(file):
+                holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
+                os.close(file)
+                raise InputError(f"{folder}: a run is going on in it ({holder})")
+            if _is_there(file, place / LOCK):
+                break
+            os.close(file)  # removed by the one that had it before
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+    _held[place] = file
+
+
+def release(folder: Path | None = None) -> None:
+    """Gives back the locks of a run folder and those below it; of all folders without one."""
+    for place in [place for place in _held if folder is None or place.is_relative_to(folder.absolute())]:
+        file = _held.pop(place)
+        try:
+            if _is_there(file, place / LOCK):
+                (place / LOCK).unlink()
+        except OSError:
+            pass  # a folder that can no longer be written in keeps a file that nobody holds
+        finally:
+            os.close(file)
+
+
+def check_free(folder: Path) -> None:
+    """Whether nobody else is at work in a folder.
+
+    Raises:
+      InputError: another process is.
+    """
+    if (folder / LOCK).is_file() and folder.absolute() not in _held:
+        hold(folder)
+        release(folder)
+
+
+def _take(file: int) -> bool:
+    """Whether the lock of an open file is ours now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return not _is_running(os.pread(file, 200, 0).decode(errors="replace").split())
+
+
+def _is_running(holder: list[str]) -> bool:
+    """Whether the process that "pid 7 on host" names may still be there; of another host that cannot be told."""
+    match holder:
+        case ["pid", number, "on", host] if number.isdecimal():
+            return host != socket.gethostname() or _has_process(int(number))
+    return False
+
+
+def _has_process(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return number != os.getpid()
+
+
+def _is_there(file: int, place: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file), place.stat())
+    except FileNotFoundError:
+        return False
