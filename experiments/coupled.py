@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from experiments.method import Plan, count_steps, make_objective
 from experiments.optimizers import gated_optimizer
-from experiments.prepare import Prepared
+from experiments.prepare import Prepared, make_forward
 from experiments.settings import Settings, gate_names
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
@@ -25,9 +26,9 @@ from kaprune_jax.distill.objective import DistillConfig, init_projection
 from kaprune_jax.l0.gates import init_gates, still_gates
 from kaprune_jax.l0.hard_concrete import LOWEST, keep_probability
 from kaprune_jax.l0.lagrangian import init_duals
-from kaprune_jax.models.bert import make_apply
 from kaprune_jax.models.layout import bert_layout
 from kaprune_jax.train.optimizer import learning_rate
+from kaprune_jax.train.sharding import replicated
 from kaprune_jax.train.step import PROJECTION
 from kaprune_jax.transfer.sharing import HEADS, Share, make_store, parts_of
 from kaprune_jax.transfer.step import Constraint, Coupling, Task
@@ -236,12 +237,12 @@ def make_team(
             parts[name] |= {"gates": gates, "duals": init_duals()}
         aim = None
         if fine_tuned is not None and objective.needs_teacher:
-            aim, teachers[name] = make_apply(fine_tuned.config, dtype=settings.dtype), fine_tuned.params
+            aim, teachers[name] = make_forward(prepared, fine_tuned.config), fine_tuned.params
             if objective.projection:
                 key = jax.random.fold_in(jax.random.key(settings.seed), 1 + 10 * number)
                 widths = (start.config.hidden_size, fine_tuned.config.hidden_size)
                 parts[name][PROJECTION] = init_projection(*widths, key)
-        tasks[name] = Task(make_apply(start.config, dtype=settings.dtype), objective, aim)
+        tasks[name] = Task(make_forward(prepared, start.config), objective, aim)
     if first:
         encoder = {name: part for name, part in first["model"].items() if name not in HEADS}
         parts[target]["model"] = {**prepared.start.params, **encoder}
@@ -266,16 +267,17 @@ def make_batches(
     )
 
 
-def make_predict(apply: Callable[..., Any], target: str, *, gated: bool = False) -> Callable[[Params, Any], Any]:
+def make_predict(
+    apply: Callable[..., Any], target: str, *, gated: bool = False, mesh: Mesh | None = None
+) -> Callable[[Params, Any], Any]:
     """The jitted evaluation pass of a task over a store, with its gates without noise where it has some."""
 
-    @jax.jit
     def predict(store: Params, batch: Any):
         parts = parts_of(store, target)
         inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
         return apply(parts["model"], *inputs, gates=still_gates(parts["gates"]) if gated else None).logits
 
-    return predict
+    return jax.jit(predict, out_shardings=None if mesh is None else replicated(mesh))
 
 
 def coupling_of(settings: Any, where: Phases) -> Coupling:

@@ -24,7 +24,7 @@ from experiments.optimizers import weights_optimizer
 from experiments.prepare import Prepared
 from experiments.record import environment, open_run
 from experiments.results import read_result
-from experiments.run import CountTraces, evaluate, model_details, write_result
+from experiments.run import evaluate, model_details, write_result
 from experiments.stage import Stage
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.folder import save
@@ -32,6 +32,7 @@ from kaprune_jax.deploy.model import Model
 from kaprune_jax.prune.magnitude import magnitude_pruning
 from kaprune_jax.prune.masks import sparsity
 from kaprune_jax.prune.schedules import PruningSchedule
+from kaprune_jax.train.sharding import fetch
 from kaprune_jax.train.step import TrainState, get_masks, init_state
 from kaprune_jax.transfer.sharing import Share, parts_of, shares_gates
 from kaprune_jax.transfer.step import make_coupled_step
@@ -81,8 +82,9 @@ def run_joint(
     team = make_team(prepared, teacher, auxiliaries, planned.objective, share=share, depth=depth, first=first)
     fixed = bool(first and "gates" in first)
     tx = _optimizer(method, settings, planned, where, target, share, depth, fixed=fixed)
-    step = CountTraces(make_coupled_step(team.tasks, target, tx, coupling=coupling_of(settings, where)))
-    predict = make_predict(team.tasks[target].apply, target)
+    coupling = coupling_of(settings, where)
+    step = make_coupled_step(team.tasks, target, tx, coupling=coupling, accumulate=settings.accumulate)
+    predict = make_predict(team.tasks[target].apply, target, mesh=prepared.mesh)
 
     def masks_of(state: TrainState) -> Params | None:
         masks = get_masks(state.opt_state)
@@ -90,9 +92,9 @@ def run_joint(
 
     def write(state: TrainState, place: Path) -> None:
         details = model_details(method, prepared, planned, teacher, int(state.step))
-        params = parts_of(state.params, target)["model"]
+        params, masks = fetch(parts_of(state.params, target)["model"]), masks_of(state)
         config, tokenizer = prepared.start.config, prepared.tokenizer
-        save(place, params, config, tokenizer=tokenizer, masks=masks_of(state), details=details)
+        save(place, params, config, tokenizer=tokenizer, masks=masks and fetch(masks), details=details)
 
     stage = Stage(
         folder,
@@ -104,6 +106,7 @@ def run_joint(
         evaluate=lambda state: evaluate(predict, state.params, prepared, batch_size=settings.batch_size or 1),
         removed=lambda state: sparsity(masks_of(state) or {}),
         write=write,
+        mesh=prepared.mesh,
     )
     state = stage.train(
         step,
@@ -115,7 +118,7 @@ def run_joint(
     )
     stage.save_model(state, "model-last")
     figures = coupling_figures(settings, auxiliaries)
-    return write_result(method, prepared, planned, stage, dense=dense, compilations=step.count, more=figures)
+    return write_result(method, prepared, planned, stage, dense=dense, more=figures)
 
 
 def _optimizer(

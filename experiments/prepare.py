@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from experiments.augment_file import AUGMENTED, PREVIEW, augmented_file, make_header, read_rows
 from experiments.lock import LOCK, check_free
@@ -19,8 +21,10 @@ from kaprune_jax.data.rows import TaskData
 from kaprune_jax.deploy.candidates import candidates
 from kaprune_jax.deploy.folder import load, load_start
 from kaprune_jax.deploy.model import Model
-from kaprune_jax.models.bert import PRUNABLE
+from kaprune_jax.models.bert import PRUNABLE, BertOutput, make_apply
+from kaprune_jax.models.config import BertConfig
 from kaprune_jax.prune.patterns import parse_pattern
+from kaprune_jax.train.sharding import default_mesh, make_mesh, mesh_text, on_mesh, row_devices
 
 
 class Prepared(NamedTuple):
@@ -37,6 +41,7 @@ class Prepared(NamedTuple):
       notes: lines for a person: pooling, dropped heads, truncated rows.
       proposer: the model that gives candidates for --augment; None without.
       augmented: the new rows of --augment, once they are there.
+      mesh: the devices of --mesh; None for the first alone.
     """
 
     settings: Settings
@@ -49,6 +54,7 @@ class Prepared(NamedTuple):
     notes: tuple[str, ...]
     proposer: Model | None = None
     augmented: Augmented | None = None
+    mesh: Mesh | None = None
 
 
 def prepare(settings: Settings, *, data: TaskData | None = None, shapes: int = 4, multiple: int = 8) -> Prepared:
@@ -111,7 +117,30 @@ def prepare(settings: Settings, *, data: TaskData | None = None, shapes: int = 4
     settings = dataclasses.replace(
         settings, pooling=start.config.pooling, max_length=limit, batch_size=batches.batch_size
     )
-    return Prepared(settings, data, start, teacher, batches, dev, start.tokenizer, tuple(notes), proposer, augmented)
+    mesh = find_mesh(settings, batches.batch_size)
+    return Prepared(
+        settings, data, start, teacher, batches, dev, start.tokenizer, tuple(notes), proposer, augmented, mesh
+    )
+
+
+def find_mesh(settings: Settings, rows: int) -> Mesh:
+    """The devices of --mesh, or by default all that divide the rows of a batch.
+
+    Raises:
+      InputError: there are not so many, or the rows cannot be divided over them, or into the parts of --accumulate.
+    """
+    try:
+        mesh = make_mesh(settings.mesh or default_mesh(rows // settings.accumulate))
+    except InputError as error:
+        raise InputError(f"--mesh: {error}") from None
+    parts = row_devices(mesh)
+    if rows % (parts * settings.accumulate):
+        more = f" times --accumulate {settings.accumulate}" if settings.accumulate > 1 else ""
+        raise InputError(
+            f"--batch-size {rows}: not a multiple of the {parts} devices that --mesh {mesh_text(mesh.shape)} divides "
+            f"rows over{more}"
+        )
+    return mesh
 
 
 def _find_proposer(settings: Settings, start: Model) -> Model:
@@ -136,6 +165,13 @@ def _find_augmented(settings: Settings, data: TaskData, proposer: Model) -> Augm
     candidates(proposer)  # says whether it has any
     check_place(file, f"--augment-file {file}")
     return None
+
+
+def make_forward(prepared: Prepared, config: BertConfig) -> Callable[..., BertOutput]:
+    """The forward pass of a model in a run: its type of activations, its devices, what it computes again."""
+    settings = prepared.settings
+    apply = make_apply(config, dtype=settings.dtype, remat=settings.remat)
+    return apply if prepared.mesh is None else on_mesh(apply, prepared.mesh)
 
 
 def load_teacher(settings: Settings, data: TaskData, start: Model) -> tuple[Model | None, tuple[str, ...]]:

@@ -23,7 +23,7 @@ from kaprune_jax.deploy.weights import read_json
 from kaprune_jax.train.loop import LogRecord
 
 # Settings that do not change what is computed, and those that data and model have a part in.
-_FREE = ("resume", "log_every", "command", "out")
+_FREE = ("resume", "log_every", "command", "out", "mesh", "remat")
 _FOUND = ("pooling", "max_length", "batch_size")
 # The phases that come before each in one run folder.
 _BEFORE: dict[str, tuple[str, ...]] = {"teacher": (), "prune": (), "after": ("prune",)}

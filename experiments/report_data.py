@@ -14,7 +14,9 @@ from kaprune_jax._reading import as_object, inside, read_json, read_text
 
 METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "cofi", "dense")
 # May differ between the runs that one mean is taken over.
-_FREE = frozenset("seed out command resume method teacher auxiliary_teacher study cell log_every augment_file".split())
+_FREE = frozenset(
+    "seed out command resume method teacher auxiliary_teacher study cell log_every augment_file mesh remat".split()
+)
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TransferSettings)}
 # Say nothing of a run without auxiliary tasks.
 _COUPLED = frozenset(_DEFAULTS) - {field.name for field in dataclasses.fields(Settings)}

@@ -1,5 +1,6 @@
 """One run: a method trained from start to end, its evaluations, its models and its figures."""
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments.memory import peak_bytes, restart_peak
 from experiments.method import Plan, plan, recipe, short_name
-from experiments.prepare import Prepared
+from experiments.prepare import Prepared, make_forward
 from experiments.record import environment, open_run, say, versions, write_json
 from experiments.results import card, delivered, read_result
 from experiments.settings import teacher_settings
@@ -20,16 +22,20 @@ from kaprune_jax.data.loader import Encoded, eval_batches
 from kaprune_jax.data.metrics import majority_score, score_task
 from kaprune_jax.deploy.folder import load, save
 from kaprune_jax.deploy.model import Model
-from kaprune_jax.models.bert import make_apply
 from kaprune_jax.prune.masks import sparsity
+from kaprune_jax.train.sharding import fetch, mesh_text, place, place_batch
 from kaprune_jax.train.step import TrainState, get_masks, init_state, make_predict, make_train_step, split_projection
 
 ShouldStop = Callable[[], bool]
 
 
-def predict_rows(predict: Callable, params: Any, data: Encoded, *, batch_size: int) -> np.ndarray:
-    """Logits [rows, classes] of a model, in the order of the rows."""
-    pending = [(rows, predict(params, batch)) for rows, batch in eval_batches(data, batch_size=batch_size)]
+def predict_rows(
+    predict: Callable, params: Any, data: Encoded, *, batch_size: int, mesh: Mesh | None = None
+) -> np.ndarray:
+    """Logits [rows, classes] of a model, in the order of the rows; on a mesh where the parameters are on one."""
+    batches = eval_batches(data, batch_size=batch_size)
+    put = (lambda batch: batch) if mesh is None else functools.partial(place_batch, mesh=mesh)
+    pending = [(rows, predict(params, put(batch))) for rows, batch in batches]
     first = np.asarray(pending[0][1])
     logits = np.zeros((len(data.input_ids), first.shape[-1]), np.float32)
     for rows, values in pending:
@@ -38,8 +44,9 @@ def predict_rows(predict: Callable, params: Any, data: Encoded, *, batch_size: i
 
 
 def evaluate(predict: Callable, params: Any, prepared: Prepared, *, batch_size: int) -> dict[str, float]:
-    """Scores of a model on the evaluation rows, the main one first."""
-    return score_task(prepared.data, predict_rows(predict, params, prepared.dev, batch_size=batch_size))
+    """Scores of a model on the evaluation rows, the main one first; its parameters are on the run's devices."""
+    logits = predict_rows(predict, params, prepared.dev, batch_size=batch_size, mesh=prepared.mesh)
+    return score_task(prepared.data, logits)
 
 
 def get_teacher(prepared: Prepared, folder: Path, should_stop: ShouldStop) -> tuple[Model, float]:
@@ -50,8 +57,9 @@ def get_teacher(prepared: Prepared, folder: Path, should_stop: ShouldStop) -> tu
     """
     if prepared.teacher is not None:
         teacher = prepared.teacher
-        predict = make_predict(make_apply(teacher.config, dtype=prepared.settings.dtype))
-        metrics = evaluate(predict, teacher.params, prepared, batch_size=32)
+        predict = make_predict(make_forward(prepared, teacher.config), mesh=prepared.mesh)
+        params = teacher.params if prepared.mesh is None else place(teacher.params, prepared.mesh)
+        metrics = evaluate(predict, params, prepared, batch_size=32)
         value = metrics[prepared.data.metrics[0]]
     else:
         value = run_method("dense", prepared, folder, should_stop)["dense"]
@@ -112,23 +120,23 @@ def run_method(
     if done := read_result(folder):
         return done
     config = teacher.config if method == "prune-finetuned" and teacher else prepared.start.config
-    apply = make_apply(config, dtype=settings.dtype)
+    apply = make_forward(prepared, config)
     distils = teacher is not None and planned.objective.needs_teacher
-    teacher_apply = make_apply(teacher.config, dtype=settings.dtype) if distils and teacher else None
-    traced = CountTraces(make_train_step(apply, planned.tx, planned.objective, teacher=teacher_apply))
+    teacher_apply = make_forward(prepared, teacher.config) if distils and teacher else None
+    step = make_train_step(apply, planned.tx, planned.objective, teacher=teacher_apply, accumulate=settings.accumulate)
     key = jax.random.fold_in(jax.random.key(settings.seed), 2)
     state = init_state(planned.params, planned.tx, key)
-    predict = make_predict(apply)
+    predict = make_predict(apply, mesh=prepared.mesh)
     assert settings.batch_size is not None
 
     def write(state: TrainState, place: Path) -> None:
         masks = get_masks(state.opt_state)
         save(
             place,
-            split_projection(state.params)[0],
+            fetch(split_projection(state.params)[0]),
             config,
             tokenizer=prepared.tokenizer,
-            masks=None if masks is None else split_projection(masks)[0],
+            masks=None if masks is None else fetch(split_projection(masks)[0]),
             details=model_details(method, prepared, planned, teacher, int(state.step)),
         )
 
@@ -142,24 +150,14 @@ def run_method(
         evaluate=lambda state: evaluate(predict, state.params, prepared, batch_size=settings.batch_size or 1),
         removed=lambda state: sparsity(get_masks(state.opt_state) or {}),
         write=write,
+        mesh=prepared.mesh,
     )
     for note in planned.notes:
         say(f"note: {note}")
     taught = teacher.params if distils and teacher else None
-    state = stage.train(traced, state, prepared.train, settings=settings, should_stop=should_stop, teachers=taught)
+    state = stage.train(step, state, prepared.train, settings=settings, should_stop=should_stop, teachers=taught)
     stage.save_model(state, "model-last")
-    return write_result(method, prepared, planned, stage, dense=dense, compilations=traced.count)
-
-
-class CountTraces:
-    """A function that knows how often it was traced, which is once per shape."""
-
-    def __init__(self, function: Callable):
-        self.function, self.count = function, 0
-
-    def __call__(self, *arguments: Any) -> Any:
-        self.count += 1
-        return self.function(*arguments)
+    return write_result(method, prepared, planned, stage, dense=dense)
 
 
 def model_details(method: str, prepared: Prepared, planned: Plan, teacher: Model | None, step: int) -> dict[str, Any]:
@@ -183,7 +181,6 @@ def write_result(
     stage: Stage,
     *,
     dense: float | None,
-    compilations: int,
     more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes the model cards and `result.json`, counting sizes from the files that are delivered."""
@@ -209,7 +206,9 @@ def write_result(
         "seconds": round(stage.trained, 1),
         "examples_per_second": round(float(np.median(stage.rates)), 1) if stage.rates else None,
         "peak_memory_bytes": peak_bytes(),
-        "compilations": compilations,
+        "mesh": mesh_text(prepared.mesh.shape) if prepared.mesh else None,
+        "compilations": len(stage.costs),
+        "step_cost": max(stage.costs, key=lambda cost: cost.peak).figures() if stage.costs else None,
         "batch_shapes": [[prepared.train.batch_size, length] for length in prepared.train.lengths],
         **(more or {}),
         "versions": versions(),

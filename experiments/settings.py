@@ -104,6 +104,12 @@ class Settings:
     augment_file: str | None = _flag("where those rows are kept, or taken from [in the run folder]", None)
     seed: int = _flag("of order, dropout, new parameters and drawn rows, >= 0", 0)
     dtype: str = _flag("of activations; parameters stay float32", "float32", choices=("float32", "bfloat16"))
+    mesh: str | None = _flag(
+        "devices: AXIS=N of data (rows), fsdp (rows and parameters), model (matrices), comma-separated [all accelerators on data]",
+        None,
+    )
+    accumulate: int = _flag("parts of a batch worked on one after the other, for less memory, >= 1", 1)
+    remat: bool = _flag("compute each layer again in the backward pass, for less memory", False)
     pooling: str = _flag("auto: what the checkpoint was made for", "auto", choices=("auto", "cls", "mean"))
     evaluations: int = _flag("evaluations during each phase, >= 1", 10)
     log_every: int = _flag("steps between lines of progress, >= 1", 50)
@@ -197,6 +203,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "seed": (0, 2**31 - 1, "a whole number in [0, 2147483647]"),
     "evaluations": (1, math.inf, "a whole number >= 1"),
     "log_every": (1, math.inf, "a whole number >= 1"),
+    "accumulate": (1, math.inf, "a whole number >= 1"),
 }
 
 
@@ -265,7 +272,7 @@ def teacher_settings(settings: Settings) -> Settings:
     kept = (
         "task data_dir source train_file dev_file text label model batch_size teacher_steps teacher_epochs "
         "teacher_learning_rate schedule warmup weight_decay max_length limit_train seed dtype pooling evaluations "
-        "log_every out resume"
+        "log_every out resume mesh accumulate remat"
     ).split()
     return dataclasses.replace(Settings(), method="dense", **{name: getattr(settings, name) for name in kept})
 

@@ -5,16 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from experiments.record import Recorder, say
 from experiments.replace import finish_replacing, replace_folder
 from experiments.settings import Settings
 from kaprune_jax._typing import Params
 from kaprune_jax.train.checkpoint import Checkpoints
+from kaprune_jax.train.cost import StepCost
 from kaprune_jax.train.loop import Batches, Diverged, Hooks, LogRecord, fit
+from kaprune_jax.train.program import CompiledStep
+from kaprune_jax.train.sharding import MeshBatches, make_mesh, mesh_text, place
 from kaprune_jax.train.step import StepMetrics, TrainState
 
 
@@ -26,6 +29,7 @@ class Stage:
       last: metrics of the last evaluation.
       rates: rows per second, by log.
       seconds: before this process began with it.
+      costs: of each program the steps were compiled to.
       trained: seconds until training was over, those of earlier parts and processes counted.
     """
 
@@ -44,6 +48,7 @@ class Stage:
         checkpoints: str = "ckpt",
         after: "Stage | None" = None,
         sparsity: tuple[float, float] | None = None,
+        mesh: Mesh | None = None,
     ):
         """Args:
         folder: the run folder.
@@ -58,9 +63,12 @@ class Stage:
         checkpoints: name of their folder.
         after: the part before.
         sparsity: asked and delivered, where the steps do not know.
+        mesh: the devices; None for the first alone.
         """
         self.folder, self.steps, self.target_step, self.rate = folder, steps, target_step, rate
         self.evaluate, self.removed, self.write, self.sparsity = evaluate, removed, write, sparsity
+        self.mesh = mesh or make_mesh("data=1")
+        self.costs: list[StepCost] = after.costs if after else []
         self.recorder = Recorder(folder, phase, title, steps)
         self.checkpoints = Checkpoints(folder / checkpoints)
         self.best: dict[str, Any] = {}
@@ -133,11 +141,13 @@ class Stage:
           is_over: as for `begin`.
         """
         try:
+            program = CompiledStep(step, self.mesh, on_compile=self._note_cost)
+            state, teachers = place(state, self.mesh), place(teachers, self.mesh)
             state = self.begin(state, resume=settings.resume, evaluate_first=evaluate_first, is_over=is_over)
             state = fit(
-                jax.jit(step, donate_argnums=0),
+                program,
                 state,
-                batches,
+                MeshBatches(batches, self.mesh),
                 steps=self.steps,
                 hooks=Hooks(self.on_log, self.on_eval, self.on_pause, should_stop),
                 teacher_params=teachers,
@@ -151,6 +161,11 @@ class Stage:
             raise
         finally:
             self.checkpoints.close()
+
+    def _note_cost(self, cost: StepCost) -> None:
+        if not self.costs:
+            say(f"{self.recorder.title}  on {mesh_text(self.mesh.shape)}: {cost}")
+        self.costs.append(cost)
 
     def on_log(self, record: LogRecord) -> None:
         self.rates.append(record.examples_per_second)

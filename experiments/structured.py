@@ -23,10 +23,10 @@ from experiments.coupled import (
 from experiments.memory import restart_peak
 from experiments.method import Plan
 from experiments.optimizers import frozen_of, smaller_optimizer
-from experiments.prepare import Prepared
+from experiments.prepare import Prepared, make_forward
 from experiments.record import environment, open_run, say
 from experiments.results import read_result
-from experiments.run import CountTraces, evaluate, model_details, write_result
+from experiments.run import evaluate, model_details, write_result
 from experiments.speed import measure_speed
 from experiments.stage import Stage
 from kaprune_jax._tree import select
@@ -38,9 +38,10 @@ from kaprune_jax.deploy.vocabulary import prune_vocabulary, used_ids
 from kaprune_jax.l0.finalize import finalize
 from kaprune_jax.l0.gates import sparsity_of, still_gates
 from kaprune_jax.l0.materialize import shrink
-from kaprune_jax.models.bert import PRUNABLE, make_apply
+from kaprune_jax.models.bert import PRUNABLE
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.train.checkpoint import sealed_steps
+from kaprune_jax.train.sharding import fetch
 from kaprune_jax.train.step import PROJECTION, TrainState, init_state
 from kaprune_jax.transfer.sharing import Share, make_store, parts_of, shares_weights
 from kaprune_jax.transfer.step import Constraint, Task, make_coupled_step
@@ -94,11 +95,13 @@ def run_structured(
         first=first,
         constraint=constraint,
     )
-    options: dict[str, Any] = dict(coupling=coupling_of(settings, where), frozen=frozen_of(settings))
+    options: dict[str, Any] = dict(
+        coupling=coupling_of(settings, where), frozen=frozen_of(settings), accumulate=settings.accumulate
+    )
     training: dict[str, Any] = dict(
         settings=settings, should_stop=should_stop, teachers=team.teachers, run_steps=planned.steps
     )
-    step = CountTraces(make_coupled_step(team.tasks, target, planned.tx, constraint=constraint, **options))
+    step = make_coupled_step(team.tasks, target, planned.tx, constraint=constraint, **options)
     for note in planned.notes:
         say(f"note: {note}")
     gated = _gated_stage(prepared, planned, where, constraint, folder, team.tasks[target])
@@ -110,9 +113,9 @@ def run_structured(
         **training,
     )
     if gates_only:
-        return jax.device_get(parts_of(state.params, target))
+        return fetch(parts_of(state.params, target))
     assert settings.sparsity is not None
-    values = finalize(jax.device_get(parts_of(state.params, target)["gates"]), constraint.layout, settings.sparsity)
+    values = finalize(fetch(parts_of(state.params, target)["gates"]), constraint.layout, settings.sparsity)
     smaller = _Smaller(prepared, planned, where, constraint, folder, state.params, values, teacher, gated)
     say(f"{target} cofi  made smaller: {smaller.describe()}")
     coupled = auxiliaries if "after" in when and shares_weights(share) and depth is None else ()
@@ -122,7 +125,7 @@ def run_structured(
         for name, config in configs.items()
     }
     tx = optax.with_extra_args_support(smaller_optimizer(settings, planned.rate, target, done=where.gated))
-    step_after = CountTraces(make_coupled_step(tasks, target, tx, **options))
+    step_after = make_coupled_step(tasks, target, tx, **options)
     state = smaller.stage.train(
         step_after,
         init_state(smaller.store(state.params, tuple(configs)), tx, state.key)._replace(step=jnp.int32(where.gated)),
@@ -131,7 +134,7 @@ def run_structured(
         **training,
     )
     smaller.stage.save_model(state, "model-last")
-    params = parts_of(state.params, target)["model"]
+    params = fetch(parts_of(state.params, target)["model"])
     speed = measure_speed((prepared.start.config, prepared.start.params), (smaller.shrunk.config, params), prepared)
     return write_result(
         "cofi",
@@ -139,7 +142,6 @@ def run_structured(
         planned,
         smaller.stage,
         dense=dense,
-        compilations=step.count + step_after.count,
         more={"removed": smaller.removed, "speed": speed} | coupling_figures(settings, auxiliaries),
     )
 
@@ -149,7 +151,7 @@ def _gated_stage(
 ) -> Stage:
     """The part of the run in which gates are learned; nothing of it is delivered."""
     target, size = prepared.data.name, prepared.settings.batch_size or 1
-    predict = make_predict(task.apply, target, gated=True)
+    predict = make_predict(task.apply, target, gated=True, mesh=prepared.mesh)
     return Stage(
         folder,
         title=f"{target} cofi",
@@ -162,6 +164,7 @@ def _gated_stage(
             sparsity_of(still_gates(parts_of(state.params, target)["gates"]), constraint.layout)
         ),
         write=lambda state, place: None,
+        mesh=prepared.mesh,
     )
 
 
@@ -181,18 +184,18 @@ class _Smaller:
         before: Stage,
     ):
         self.target, self.values, self.layout = prepared.data.name, values, constraint.layout
-        config, self.dtype = prepared.start.config, prepared.settings.dtype
-        self.shrunk = materialize(parts_of(jax.device_get(gated), self.target)["model"], values, config)
+        config, self.prepared = prepared.start.config, prepared
+        self.shrunk = materialize(parts_of(fetch(gated), self.target)["model"], values, config)
         self.alive = tuple(bool(layer.heads or layer.ffn) for layer in self.shrunk.config.layers)
         whole = {
             "encoder": sum(leaf.size for _, leaf in select(prepared.start.params, PRUNABLE)),
             "all": sum(leaf.size for leaf in jax.tree.leaves(prepared.start.params)),
         }
-        predict = make_predict(self.apply_of(config), self.target)
+        predict = make_predict(self.apply_of(config), self.target, mesh=prepared.mesh)
 
         def write(state: TrainState, place: Path) -> None:
             details = model_details("cofi", prepared, planned, teacher, int(state.step))
-            params, smaller, tokenizer = parts_of(state.params, self.target)["model"], self.shrunk.config, None
+            params, smaller, tokenizer = fetch(parts_of(state.params, self.target)["model"]), self.shrunk.config, None
             if prepared.settings.prune_vocabulary:
                 rows = (*prepared.train.data.input_ids, *prepared.dev.input_ids)
                 params, smaller, tokenizer = prune_vocabulary(params, smaller, prepared.tokenizer, used_ids(rows))
@@ -220,6 +223,7 @@ class _Smaller:
             checkpoints="ckpt-after",
             after=before,
             sparsity=(prepared.settings.sparsity or 0.0, removed),
+            mesh=prepared.mesh,
         )
 
     def describe(self) -> str:
@@ -239,11 +243,11 @@ class _Smaller:
 
     def apply_of(self, config: BertConfig) -> Callable[..., Any]:
         """The smaller encoder with the head of a task's configuration."""
-        return make_apply(self.shrunk.config.replace(head=config.head, labels=config.labels), dtype=self.dtype)
+        return make_forward(self.prepared, self.shrunk.config.replace(head=config.head, labels=config.labels))
 
     def store(self, gated: Params, names: Sequence[str]) -> Params:
         """The parameters of the smaller model, with the heads of the tasks that go on with it."""
-        gated, parts = jax.device_get(gated), {}
+        gated, parts = fetch(gated), {}
         for name in names:
             whole = parts_of(gated, name)
             projection = {part: whole[part] for part in (PROJECTION,) if part in whole}

@@ -7,6 +7,7 @@ the teacher's layers at each quarter, m(j) being the nearest student layer that 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -128,6 +129,7 @@ def objective(
     labels: Array | None = None,
     projection: dict[str, Array] | None = None,
     alive: Bool[Array, " layers"] | None = None,
+    scales: Mapping[str, Float[Array, ""]] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The total loss of a batch and its terms, unweighted.
 
@@ -140,6 +142,7 @@ def objective(
         gold labels, where `labels` has no weight.
       projection: parameters of `init_projection`, or None.
       alive: which student layers survive, for the "nearest" maps; all by default.
+      scales: factors of terms, by name, where the batch is a part of another.
 
     Returns:
       the scalar Σ weight·term, and the terms by name: embeddings, hidden, attention, logits, labels.
@@ -156,6 +159,7 @@ def objective(
         if labels is None:
             raise ValueError("the term `labels` has a weight above 0, but no labels are given")
         terms["labels"] = label_loss(student.logits, labels).mean()
+    terms = {name: term * scales[name] if scales and name in scales else term for name, term in terms.items()}
     total = jnp.float32(0.0)
     for name, term in terms.items():
         total = total + getattr(config, name) * term

@@ -58,7 +58,8 @@ class MaskedLMHead(nnx.Module):
 class Encoder(nnx.Module):
     """The stack of layers."""
 
-    def __init__(self, config: BertConfig, dtype: str, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, dtype: str, remat: bool, rngs: nnx.Rngs):
+        self.remat = remat
         shapes = map(config.layer, range(config.num_hidden_layers))
         self.layers = nnx.List([Layer(config, shape, dtype, rngs) for shape in shapes])
 
@@ -67,10 +68,15 @@ class Encoder(nnx.Module):
     ) -> tuple[list[Array], list[Array]]:
         hidden, scores = [x], []
         for index, layer in enumerate(self.layers):
-            x, score = layer(x, attend, gates=_layer_gates(gates, index), rngs=rngs)
+            run = nnx.remat(_run_layer) if self.remat else _run_layer
+            x, score = run(layer, x, attend, _layer_gates(gates, index), rngs)
             hidden.append(x)
             scores.append(score)
         return hidden, scores
+
+
+def _run_layer(layer: Layer, x: Array, attend: Array, gates: LayerGates, rngs: nnx.Rngs | None) -> tuple[Array, Array]:
+    return layer(x, attend, gates=gates, rngs=rngs)
 
 
 def _layer_gates(gates: Gates | None, index: int) -> LayerGates:
@@ -82,10 +88,10 @@ def _layer_gates(gates: Gates | None, index: int) -> LayerGates:
 class Bert(nnx.Module):
     """The whole model; dropout acts only where `rngs` is given."""
 
-    def __init__(self, config: BertConfig, *, dtype: str = "float32", rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, *, dtype: str = "float32", remat: bool = False, rngs: nnx.Rngs):
         self.config = config
         self.embeddings = Embeddings(config, dtype, rngs)
-        self.encoder = Encoder(config, dtype, rngs)
+        self.encoder = Encoder(config, dtype, remat, rngs)
         if config.head == "masked-lm":
             self.lm_head = MaskedLMHead(config, dtype, rngs)
             return
@@ -124,9 +130,9 @@ class Bert(nnx.Module):
 
 
 @functools.lru_cache(maxsize=32)
-def split_config(config: BertConfig, dtype: str) -> tuple[Any, Params]:
+def split_config(config: BertConfig, dtype: str, remat: bool = False) -> tuple[Any, Params]:
     """The static graph of a model and the shapes of its parameters, without allocating any."""
-    module = nnx.eval_shape(lambda: Bert(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: Bert(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(module, nnx.Param)
     return graph, nnx.to_pure_dict(state)
 
@@ -150,12 +156,13 @@ def init_params(config: BertConfig, key: Array, *, parts: tuple[str, ...] | None
     return params if parts is None else {name: params[name] for name in parts}
 
 
-def make_apply(config: BertConfig, *, dtype: str = "float32") -> Callable[..., BertOutput]:
+def make_apply(config: BertConfig, *, dtype: str = "float32", remat: bool = False) -> Callable[..., BertOutput]:
     """The forward pass as a pure function.
 
     Args:
       config: sizes and head.
       dtype: "float32" or "bfloat16", the type of activations and matmuls; parameters keep theirs.
+      remat: for the gradient, keep what goes into each layer and compute the rest again: less memory, more time.
 
     Returns:
       `apply(params, input_ids, attention_mask=None, token_type_ids=None, *, gates=None, dropout_key=None)`. Integer
@@ -163,7 +170,7 @@ def make_apply(config: BertConfig, *, dtype: str = "float32") -> Callable[..., B
       of `kaprune_jax.models.layout.bert_layout`; a name that is absent is open. With a dropout key the model is in
       training mode, without one it is deterministic.
     """
-    graph, _ = split_config(config, dtype)
+    graph, _ = split_config(config, dtype, remat)
 
     def apply(
         params: Params,

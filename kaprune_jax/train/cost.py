@@ -38,6 +38,10 @@ class StepCost(NamedTuple):
         """Of all that is there at once, at most."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
+    def figures(self) -> dict[str, Any]:
+        """For a record: JSON values."""
+        return self._asdict() | {"peak": self.peak}
+
     def __str__(self) -> str:
         sent = ", ".join(f"{kind} {size / 1e6:.1f} MB" for kind, size in self.collectives.items()) or "none"
         return (

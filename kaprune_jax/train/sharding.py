@@ -96,7 +96,9 @@ def make_mesh(text: str) -> Mesh:
 
 
 def default_mesh(batch_size: int) -> str:
-    """All devices on "data", as many of them as divide the batch."""
+    """All accelerators on "data", as many of them as divide the rows; of CPUs one, since they are one in truth."""
+    if jax.default_backend() == "cpu":
+        return "data=1"
     return f"data={max(count for count in range(1, jax.device_count() + 1) if batch_size % count == 0)}"
 
 

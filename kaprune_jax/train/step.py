@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from kaprune_jax._typing import Masks, Params
 from kaprune_jax.distill.objective import DistillConfig, Outputs, objective
 from kaprune_jax.prune.masks import apply_masks, mask_moments
+from kaprune_jax.train.accumulate import Scales, mean_over_parts
 
 Apply = Callable[..., Outputs]
 PROJECTION = "projection"
@@ -71,7 +72,12 @@ def split_projection(params: Params) -> tuple[Params, Params | None]:
 
 
 def make_train_step(
-    apply: Apply, tx: optax.GradientTransformationExtraArgs, config: DistillConfig, *, teacher: Apply | None = None
+    apply: Apply,
+    tx: optax.GradientTransformationExtraArgs,
+    config: DistillConfig,
+    *,
+    teacher: Apply | None = None,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Params | None, Mapping[str, Array]], tuple[TrainState, StepMetrics]]:
     """Builds `step(state, teacher_params, batch) -> (state, metrics)`, to be jitted with the state donated.
 
@@ -81,18 +87,26 @@ def make_train_step(
       config: the objective.
       teacher: the teacher's forward pass, called without a dropout key, so in evaluation mode; its parameters are an
         argument of the step. None where no term needs it.
+      accumulate: parts of a batch that are worked on one after the other, a divisor of its rows; the loss is that of
+        the whole batch, dropout is drawn anew in each part.
     """
 
     def step(state: TrainState, teacher_params: Params | None, batch: Mapping[str, Array]):
-        inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-        target = teacher(teacher_params, *inputs) if teacher is not None and config.needs_teacher else None
+        def gradient(part: Array | None, rows: Mapping[str, Array], scales: Scales | None):
+            inputs = (rows["input_ids"], rows["attention_mask"], rows["token_type_ids"])
+            target = teacher(teacher_params, *inputs) if teacher is not None and config.needs_teacher else None
+            key = jax.random.fold_in(state.key, state.step)
+            key = key if part is None else jax.random.fold_in(key, part)
 
-        def loss_of(params: Params):
-            model, projection = split_projection(params)
-            output = apply(model, *inputs, dropout_key=jax.random.fold_in(state.key, state.step))
-            return objective(config, output, target, mask=inputs[1], labels=batch["labels"], projection=projection)
+            def loss_of(params: Params):
+                model, projection = split_projection(params)
+                output = apply(model, *inputs, dropout_key=key)
+                further: dict[str, Any] = dict(labels=rows["labels"], projection=projection, scales=scales)
+                return objective(config, output, target, mask=inputs[1], **further)
 
-        (loss, terms), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+            return jax.value_and_grad(loss_of, has_aux=True)(state.params)
+
+        (loss, terms), grads = mean_over_parts(gradient, batch, accumulate)
         old_masks = get_masks(state.opt_state)
         if old_masks is not None:
             grads = apply_masks(grads, old_masks)

@@ -20,6 +20,7 @@ from kaprune_jax.l0.gates import expected_sparsity, sample_gates, sparsity_of, s
 from kaprune_jax.l0.lagrangian import Penalty, penalty
 from kaprune_jax.l0.layout import Gates, Layout
 from kaprune_jax.prune.masks import apply_masks, mask_moments
+from kaprune_jax.train.accumulate import Scales, mean_over_parts
 from kaprune_jax.train.step import Apply, StepMetrics, TrainState, get_masks
 from kaprune_jax.transfer.sharing import has_own_gates, parts_of
 from kaprune_jax.transfer.surgery import attittud, pcgrad
@@ -105,6 +106,7 @@ def make_coupled_step(
     constraint: Constraint | None = None,
     coupling: Coupling = Coupling(),  # noqa: B008
     frozen: str | None = None,
+    accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Builds `step(state, teachers, batches) -> (state, metrics)`, to be jitted with the state donated.
 
@@ -120,17 +122,21 @@ def make_coupled_step(
       constraint: of the gates; None without gates.
       coupling: of the auxiliary tasks.
       frozen: a regular expression of paths that no gradient reaches, such as those of embeddings that stay.
-    """
+      accumulate: parts of every batch that are worked on one after the other, as in `make_train_step`.
 
+    Raises:
+      ValueError: parts together with "attittud", which has its own.
+    """
+    if accumulate > 1 and coupling.surgery == "attittud":
+        raise ValueError(f"accumulate={accumulate}: attittud cuts a batch into parts of its own (parts)")
     order = [target, *sorted(name for name in tasks if name != target)]  # the target's draws do not depend on others
 
     def step(state: TrainState, teachers: Mapping[str, Params], batches: Mapping[str, Mapping[str, Array]]):
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), 2)
         lead = target if target in batches else min(batches)
         auxiliary = [name for name in batches if name != lead]
-        aimed = {name: _aim(tasks[name], teachers.get(name), batches[name]) for name in batches}
 
-        def loss_of(params: Params, name: str, batch: Mapping[str, Array], aim):
+        def loss_of(params: Params, name: str, batch: Mapping[str, Array], aim, part=None, scales=None):
             parts, task = parts_of(_still(params, frozen), name), tasks[name]
             values, alive = None, None if task.alive is None else jnp.asarray(task.alive)
             if constraint is not None:
@@ -138,6 +144,7 @@ def make_coupled_step(
                 alive = _alive_layers(values, constraint.layout)
             inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
             dropout = jax.random.fold_in(keys[1], order.index(name))
+            dropout = dropout if part is None else jax.random.fold_in(dropout, part)
             output = task.apply(parts["model"], *inputs, gates=values, dropout_key=dropout)
             return objective(
                 task.objective,
@@ -147,20 +154,32 @@ def make_coupled_step(
                 labels=batch["labels"],
                 projection=parts.get("projection"),
                 alive=alive,
+                scales=scales,
             )
 
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+
+        def gradient_of(name: str):
+            def gradient(part: Array | None, rows: Mapping[str, Array], scales: Scales | None):
+                aim = _aim(tasks[name], teachers.get(name), rows)
+                return value_and_grad(state.params, name, rows, aim, part, scales)
+
+            return mean_over_parts(gradient, batches[name], accumulate)
+
         basis = None
         if auxiliary and coupling.surgery == "attittud":
-            pieces = jax.tree.map(lambda leaf: _pieces(leaf, coupling.parts), (batches[lead], aimed[lead]))
+            pieces = jax.tree.map(
+                lambda leaf: _pieces(leaf, coupling.parts),
+                (batches[lead], _aim(tasks[lead], teachers.get(lead), batches[lead])),
+            )
             (losses, terms), basis = jax.lax.map(lambda piece: value_and_grad(state.params, lead, *piece), pieces)
             loss, terms, grads = jax.tree.map(lambda leaf: leaf.mean(axis=0), (losses, terms, basis))
         else:
-            (loss, terms), grads = value_and_grad(state.params, lead, batches[lead], aimed[lead])
+            (loss, terms), grads = gradient_of(lead)
         strength = coupling.strength(state.step) / max(len(auxiliary), 1)
         mine = grads
         for name in auxiliary:
-            (other, _), other_grads = value_and_grad(state.params, name, batches[name], aimed[name])
+            (other, _), other_grads = gradient_of(name)
             other_grads = _operate(coupling, mine, other_grads, basis)
             grads = jax.tree.map(lambda one, other: one + strength * other, grads, other_grads)
             terms = terms | {"auxiliary": terms.get("auxiliary", 0.0) + other / len(auxiliary)}

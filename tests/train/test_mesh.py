@@ -253,7 +253,9 @@ def test_a_mesh_needs_as_many_devices_as_there_are():
 
 
 @pytest.mark.parametrize(("rows", "wanted"), [(32, 8), (12, 6), (7, 7), (1, 1), (11, 1)])
-def test_by_default_rows_go_over_as_many_devices_as_divide_them(rows, wanted):
+def test_by_default_rows_go_over_as_many_accelerators_as_divide_them(rows, wanted, monkeypatch):
+    assert default_mesh(rows) == "data=1"  # eight of one CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert default_mesh(rows) == f"data={wanted}"
 
 
