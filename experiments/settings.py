@@ -105,7 +105,8 @@ class Settings:
     seed: int = _flag("of order, dropout, new parameters and drawn rows, >= 0", 0)
     dtype: str = _flag("of activations; parameters stay float32", "float32", choices=("float32", "bfloat16"))
     mesh: str | None = _flag(
-        "devices: AXIS=N of data (rows), fsdp (rows and parameters), model (matrices), comma-separated [all accelerators on data]",
+        "devices, AXIS=N comma-separated: data (rows), fsdp (rows and parameters), model (matrices) [all accelerators "
+        "on data]",
         None,
     )
     accumulate: int = _flag("parts of a batch worked on one after the other, for less memory, >= 1", 1)

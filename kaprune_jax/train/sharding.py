@@ -153,11 +153,12 @@ def on_mesh(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """
     if mesh.size == 1:
         return apply
-    rows = NamedSharding(mesh, PartitionSpec(ROWS))
 
     def keep_rows(array: Any) -> Any:
-        divides = array.shape[0] % row_devices(mesh) == 0
-        return jax.lax.with_sharding_constraint(array, rows) if divides else array
+        if array.shape[0] % row_devices(mesh):
+            return array
+        free = (PartitionSpec.UNCONSTRAINED,) * (array.ndim - 1)
+        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(ROWS, *free)))
 
     def applied(params: Params, *inputs: Any, **options: Any) -> Any:
         whole = jax.lax.with_sharding_constraint(params, shardings(params, mesh, gathered=True))
@@ -207,7 +208,7 @@ def fetch(tree: Any) -> Any:
     def whole(leaf: Any) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             assert isinstance(leaf.sharding, NamedSharding)
-            leaf = jax.device_put(leaf, replicated(leaf.sharding.mesh))
+            leaf = jax.device_put(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
         return np.asarray(leaf)
 
     return jax.tree.map(whole, tree)

@@ -182,7 +182,8 @@ def test_what_a_device_holds_and_sends_is_known(text):
         assert own < (parameter_bytes(state.opt_state) + whole) / 4  # matrices in eight parts, vectors whole
     reduced, gathered = cost.collectives.get("all-reduce", 0), cost.collectives.get("all-gather", 0)
     if mesh.shape["model"] == 1:
-        assert whole <= reduced <= 1.05 * whole + 4096  # every gradient once, and a few sums
+        unused = 8 * 32 * 4  # positions that the batch is too short for have no gradient
+        assert whole - unused <= reduced <= 1.05 * whole + 4096  # every gradient once, and a few sums
     matrices = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, teacher)) if leaf.ndim > 1)
     assert gathered <= (2.1 * matrices if mesh.shape["fsdp"] > 1 else 0)
     assert sum(cost.branches.values()) < 4096  # masks: counts only
