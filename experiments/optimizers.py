@@ -49,8 +49,8 @@ def weights_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW over a store behind a bound on the gradient's norm: one over what the target has, one for each other task.
 
-    So that a task that shares little does not shorten the target's steps. A gradient whose squares overflow becomes NaN,
-    which is seen, instead of zero, which is not.
+    So that a task that shares little does not shorten the target's steps. A gradient whose squares overflow becomes
+    NaN, which is seen, instead of zero, which is not.
     """
 
     def shorten(updates, state, params=None):
