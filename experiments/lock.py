@@ -12,18 +12,28 @@ from pathlib import Path
 from kaprune_jax._errors import InputError
 
 LOCK = "lock"
+_HALF = (".*.partial", ".report.html-*", ".table.md-*")
 _held: dict[Path, int] = {}  # open files of this process, by run folder
 
 
 def hold(folder: Path) -> None:
     """Takes the lock of a run folder, made if missing, until `release` or the end of the process; twice is once.
 
+    What a process that was killed has left half written there is removed.
+
     Raises:
       InputError: another process has it, or the folder cannot be written in.
     """
-    place = folder.absolute()
-    if place in _held:
+    if folder.absolute() in _held:
         return
+    _lock(folder)
+    for pattern in _HALF:
+        for left in folder.glob(pattern):
+            left.unlink(missing_ok=True)
+
+
+def _lock(folder: Path) -> None:
+    place = folder.absolute()
     try:
         place.mkdir(parents=True, exist_ok=True)
         while True:
@@ -62,7 +72,7 @@ def check_free(folder: Path) -> None:
       InputError: another process is.
     """
     if (folder / LOCK).is_file() and folder.absolute() not in _held:
-        hold(folder)
+        _lock(folder)
         release(folder)
 
 

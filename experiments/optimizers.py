@@ -49,7 +49,8 @@ def weights_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW over a store behind a bound on the gradient's norm: one over what the target has, one for each other task.
 
-    So that a task that shares little does not shorten the target's steps.
+    So that a task that shares little does not shorten the target's steps. A gradient whose squares overflow becomes
+    NaN, which is seen, instead of zero, which is not.
     """
 
     def shorten(updates, state, params=None):
@@ -57,7 +58,10 @@ def weights_optimizer(
         for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
             owner = _owner(path, target)
             squares[owner] = squares.get(owner, 0.0) + jnp.sum(jnp.square(leaf))
-        factors = {owner: jnp.minimum(1.0, clip / jnp.maximum(jnp.sqrt(sum), 1e-12)) for owner, sum in squares.items()}
+        factors = {
+            owner: jnp.minimum(1.0, clip / jnp.maximum(jnp.sqrt(sum), 1e-12)) + 0.0 * sum
+            for owner, sum in squares.items()
+        }
         return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * factors[_owner(path, target)], updates), state
 
     bound = optax.GradientTransformation(lambda params: optax.EmptyState(), shorten)

@@ -206,7 +206,7 @@ def make_coupled_step(
             opt_state = jax.lax.cond(
                 optax.tree.get(opt_state, "updated"), lambda s: mask_moments(s, masks), lambda s: s, opt_state
             )
-        metrics = StepMetrics(loss, terms, asked, delivered, expected, grad_square=_weights_square(grads))
+        metrics = StepMetrics(loss, terms, asked, delivered, expected)
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     return step
@@ -219,19 +219,6 @@ def _still(params: Params, frozen: str | None) -> Params:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jax.lax.stop_gradient(leaf) if re.fullmatch(frozen, path_string(path)) else leaf, params
     )
-
-
-def _weights_square(grads: Params) -> Float[Array, ""]:
-    """The squared norm of a store's gradient, without that of gates and multipliers, which no optimizer clips.
-
-    The sum is that of an optimizer that clips, so that it is computed once.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(grads)
-    weights = [leaf for path, leaf in leaves if path[2 if path[0].key == "own" else 1].key not in ("gates", "duals")]
-    total = jnp.float32(0.0)
-    for leaf in weights:
-        total = total + jnp.sum(jnp.square(leaf))
-    return total
 
 
 def _aim(task: Task, teacher_params: Params, batch: Mapping[str, Array]):
