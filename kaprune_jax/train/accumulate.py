@@ -12,7 +12,7 @@ Scales = Mapping[str, Float[Array, ""]]
 
 
 def mean_over_parts(
-    function: Callable[[Any, Mapping[str, Array], Scales | None], Any], batch: Mapping[str, Array], parts: int
+    function: Callable[[Any, Mapping[str, Any], Scales | None], Any], batch: Mapping[str, Any], parts: int
 ) -> Any:
     """The mean of a function over the parts of a batch, one after the other.
 
@@ -47,7 +47,7 @@ def _cut(leaf: Array, parts: int) -> Array:
     return jnp.moveaxis(jnp.reshape(leaf, (leaf.shape[0] // parts, parts, *leaf.shape[1:])), 1, 0)
 
 
-def _scales(masks: Array) -> Scales:
+def _scales(masks: Array) -> dict[str, Array]:
     """How much more a part's tokens, or pairs of tokens, are than its share of the batch's."""
     lengths = masks.astype(jnp.float32).sum(axis=2)
     tokens, pairs = lengths.sum(axis=1), jnp.square(lengths).sum(axis=1)
