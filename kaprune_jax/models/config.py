@@ -22,6 +22,7 @@ _MOST: dict[str, int] = {
     "max_position_embeddings": _ANY,
     "type_vocab_size": _ANY,
 }
+_FLOATS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps", "initializer_range")
 _ARCHITECTURE: dict[Head, str] = {
     "none": "BertModel",
     "classification": "BertForSequenceClassification",
@@ -133,9 +134,9 @@ def _check_values(values: Mapping[str, Any]) -> None:
         need(name, lambda value: value is None or (type(value) is int and 1 <= value <= _ANY), f"1 to {_ANY}")
     words = values["vocab_size"]
     need("pad_token_id", lambda value: type(value) is int and 0 <= value < words, f"0 to {words - 1}, ids of words")
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+    for name in _FLOATS[:2]:
         need(name, lambda value: type(value) in (int, float) and 0 <= value < 1, "a fraction in [0, 1)")
-    for name in ("layer_norm_eps", "initializer_range"):
+    for name in _FLOATS[2:]:
         need(name, lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number in [0, 1]")
     for name, allowed in {"hidden_act": ACTIVATIONS, "pooling": ("cls", "mean"), "head": HEADS}.items():
         need(name, lambda value, allowed=allowed: value in allowed, ", ".join(allowed))
@@ -202,7 +203,7 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
     }
     try:
         _check_values(values)
-        config = BertConfig(**values, labels=labels)
+        config = BertConfig(**values | {name: float(values[name]) for name in _FLOATS if name in values}, labels=labels)
         return config.replace(layers=_read_layers(section.get("layers"), config)) if "head_size" in section else config
     except InputError as error:
         raise InputError(f"{where}: {error}") from None

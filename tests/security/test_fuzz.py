@@ -234,15 +234,19 @@ def watch() -> Watch:
     return Watch()
 
 
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
 def check(reader: str, files: dict[str, bytes], bounds, watch) -> None:
     """The property: the files are read, or refused in one line that can be shown."""
     with tempfile.TemporaryDirectory() as outer:
         folder = Path(outer, "given")
         folder.mkdir()
         place = readers.READERS[reader][0](folder)
-        for name, content in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+        write(folder, files)
         said = ""
         with bounds(MEBIBYTES, SECONDS), watch.inside(folder):
             try:
@@ -277,11 +281,12 @@ def test_spoiled_files(reader, bounds, watch, tmp_path):
     )
     @given(spoiled(reader))
     def spoil(files: Files) -> None:
-        shutil.rmtree(tmp_path / "failed", ignore_errors=True)
-        for name, content in files.items():
-            (tmp_path / "failed" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "failed" / name).write_bytes(content)
-        check(reader, files, bounds, watch)
+        try:
+            check(reader, files, bounds, watch)
+        except BaseException:
+            shutil.rmtree(tmp_path / "failed", ignore_errors=True)
+            write(tmp_path / "failed", files)
+            raise
 
     with tempfile.TemporaryDirectory() as place:  # what is imported on first use is not what a spoiled file costs
         readers.READERS[reader][1](readers.READERS[reader][0](Path(place)))

@@ -241,6 +241,12 @@ def test_headers_of_weights(tmp_path, refused, header, length):
     assert str(folder) in refused(kp.load, folder)
 
 
+def test_values_beyond_float32(tmp_path, refused):
+    folder = readers.model(tmp_path)
+    save_file({"a": np.array([1e300])}, folder / readers.WEIGHTS)
+    assert "has float64 values beyond the range of float32" in refused(kp.load, folder)
+
+
 def test_a_tensor_that_two_shards_have(tmp_path, refused):
     folder = readers.model(tmp_path)
     shutil.copy(folder / readers.WEIGHTS, folder / "a.safetensors")
