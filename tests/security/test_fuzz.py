@@ -234,6 +234,14 @@ def watch() -> Watch:
     return Watch()
 
 
+@functools.cache
+def warm_up(reader: str) -> None:
+    """Reads a sound one: what is imported on first use is not what a spoiled file does or costs."""
+    sound(reader)
+    with tempfile.TemporaryDirectory() as place:
+        readers.READERS[reader][1](readers.READERS[reader][0](Path(place)))
+
+
 def write(folder: Path, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -262,6 +270,7 @@ def check(reader: str, files: dict[str, bytes], bounds, watch) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.parent.name}/{case.name}")
 def test_what_was_found(case, bounds, watch):
     files = {str(file.relative_to(case)): file.read_bytes() for file in case.rglob("*") if file.is_file()}
+    warm_up(case.parent.name)
     check(case.parent.name, files, bounds, watch)
 
 
@@ -269,7 +278,7 @@ def test_what_was_found(case, bounds, watch):
 def test_spoiled_files(reader, bounds, watch, tmp_path):
     """The smallest case that fails is left in the test's folder, ready for the corpus."""
     count = (EXAMPLES or 24) // FEWER.get(reader, 1)
-    sound(reader)
+    warm_up(reader)
 
     @settings(
         max_examples=count,
@@ -288,8 +297,6 @@ def test_spoiled_files(reader, bounds, watch, tmp_path):
             write(tmp_path / "failed", files)
             raise
 
-    with tempfile.TemporaryDirectory() as place:  # what is imported on first use is not what a spoiled file costs
-        readers.READERS[reader][1](readers.READERS[reader][0](Path(place)))
     spoil()
     if reader in ("model", "start", "shrunk", "sharded"):
         jax.clear_caches()  # of one trace for every configuration
