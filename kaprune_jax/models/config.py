@@ -194,7 +194,7 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
         head = "regression" if len(names) == 1 or raw.get("problem_type") == "regression" else "classification"
     if head == "classification":
         labels = tuple(str(names[key]) for key in sorted(names, key=int))
-    values = {
+    values: dict[str, Any] = {
         **sizes,
         "pooling": section.get("pooling", "cls"),
         "head": head,
@@ -203,7 +203,8 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
     }
     try:
         _check_values(values)
-        config = BertConfig(**values | {name: float(values[name]) for name in _FLOATS if name in values}, labels=labels)
+        values.update({name: float(values[name]) for name in _FLOATS if name in values})
+        config = BertConfig(**values, labels=labels)
         return config.replace(layers=_read_layers(section.get("layers"), config)) if "head_size" in section else config
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
