@@ -128,12 +128,15 @@ def _check_values(values: Mapping[str, Any]) -> None:
         if name in values and not good(values[name]):
             raise InputError(f"config: {name}={values[name]!r}; allowed: {allowed}")
 
+    def is_whole(value: Any, least: int, most: int) -> bool:
+        return type(value) is int and least <= value <= most
+
     for name, most in _MOST.items():
-        need(name, lambda value, most=most: type(value) is int and 1 <= value <= most, f"1 to {most}")
+        need(name, lambda value, most=most: is_whole(value, 1, most), f"whole numbers from 1 to {most}")
     for name in ("attention_head_size", "pooler_size"):
-        need(name, lambda value: value is None or (type(value) is int and 1 <= value <= _ANY), f"1 to {_ANY}")
-    words = values["vocab_size"]
-    need("pad_token_id", lambda value: type(value) is int and 0 <= value < words, f"0 to {words - 1}, ids of words")
+        need(name, lambda value: value is None or is_whole(value, 1, _ANY), f"whole numbers from 1 to {_ANY}")
+    last = values["vocab_size"] - 1
+    need("pad_token_id", lambda value: is_whole(value, 0, last), f"0 to {last}, ids of the vocabulary")
     for name in _FLOATS[:2]:
         need(name, lambda value: type(value) in (int, float) and 0 <= value < 1, "a fraction in [0, 1)")
     for name in _FLOATS[2:]:

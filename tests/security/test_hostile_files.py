@@ -146,8 +146,8 @@ def test_links_within_the_hubs_cache_are_followed_and_others_are_not(tmp_path, r
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; allowed: 1 to 64"),
-        ({"num_hidden_layers": 20000}, "num_hidden_layers=20000; allowed: 1 to 64"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; allowed: whole numbers from 1 to 64"),
+        ({"num_hidden_layers": 20000}, "num_hidden_layers=20000; allowed: whole numbers from 1 to 64"),
         ({"num_hidden_layers": 64}, "encoder.layer.3.output.LayerNorm.weight is missing"),
         ({"num_attention_heads": 10**9}, "num_attention_heads=1000000000"),
         ({"vocab_size": 10**30}, "vocab_size=1000"),
