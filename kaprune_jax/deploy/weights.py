@@ -53,12 +53,12 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """Every floating-point tensor of a folder as float32; float16 and bfloat16 files are widened.
 
     Raises:
-      InputError: a file is no safetensors file, or two have a tensor in common.
+      InputError: a file is no safetensors file or has values beyond float32, or two have a tensor in common.
     """
     tensors: dict[str, np.ndarray] = {}
     for file in weight_files(folder):
         try:
-            with safe_open(file, framework="flax") as opened:
+            with safe_open(file, framework="flax") as opened, np.errstate(over="raise"):
                 for name in opened.keys():  # noqa: SIM118
                     if name in tensors:
                         raise InputError(f"{file}: tensor {name} is in another file of the folder too")
@@ -66,6 +66,8 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
                         tensors[name] = np.asarray(opened.get_tensor(name).astype("float32"))
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file}: not a readable safetensors file ({error})") from None
+        except FloatingPointError:
+            raise InputError(f"{file}: has float64 values beyond the range of float32") from None
     return tensors
 
 

@@ -22,6 +22,7 @@ _MOST: dict[str, int] = {
     "max_position_embeddings": _ANY,
     "type_vocab_size": _ANY,
 }
+_FLOATS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps", "initializer_range")
 _ARCHITECTURE: dict[Head, str] = {
     "none": "BertModel",
     "classification": "BertForSequenceClassification",
@@ -127,15 +128,18 @@ def _check_values(values: Mapping[str, Any]) -> None:
         if name in values and not good(values[name]):
             raise InputError(f"config: {name}={values[name]!r}; allowed: {allowed}")
 
+    def is_whole(value: Any, least: int, most: int) -> bool:
+        return type(value) is int and least <= value <= most
+
     for name, most in _MOST.items():
-        need(name, lambda value, most=most: type(value) is int and 1 <= value <= most, f"1 to {most}")
+        need(name, lambda value, most=most: is_whole(value, 1, most), f"whole numbers from 1 to {most}")
     for name in ("attention_head_size", "pooler_size"):
-        need(name, lambda value: value is None or (type(value) is int and 1 <= value <= _ANY), f"1 to {_ANY}")
-    words = values["vocab_size"]
-    need("pad_token_id", lambda value: type(value) is int and 0 <= value < words, f"0 to {words - 1}, ids of words")
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        need(name, lambda value: value is None or is_whole(value, 1, _ANY), f"whole numbers from 1 to {_ANY}")
+    last = values["vocab_size"] - 1
+    need("pad_token_id", lambda value: is_whole(value, 0, last), f"0 to {last}, ids of the vocabulary")
+    for name in _FLOATS[:2]:
         need(name, lambda value: type(value) in (int, float) and 0 <= value < 1, "a fraction in [0, 1)")
-    for name in ("layer_norm_eps", "initializer_range"):
+    for name in _FLOATS[2:]:
         need(name, lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number in [0, 1]")
     for name, allowed in {"hidden_act": ACTIVATIONS, "pooling": ("cls", "mean"), "head": HEADS}.items():
         need(name, lambda value, allowed=allowed: value in allowed, ", ".join(allowed))
@@ -193,7 +197,7 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
         head = "regression" if len(names) == 1 or raw.get("problem_type") == "regression" else "classification"
     if head == "classification":
         labels = tuple(str(names[key]) for key in sorted(names, key=int))
-    values = {
+    values: dict[str, Any] = {
         **sizes,
         "pooling": section.get("pooling", "cls"),
         "head": head,
@@ -202,6 +206,7 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
     }
     try:
         _check_values(values)
+        values.update({name: float(values[name]) for name in _FLOATS if name in values})
         config = BertConfig(**values, labels=labels)
         return config.replace(layers=_read_layers(section.get("layers"), config)) if "head_size" in section else config
     except InputError as error:

@@ -203,7 +203,7 @@ def test_values_of_another_type_are_named(tmp_path):
     text = (tmp_path / "m" / "config.json").read_text()
     ran = subprocess.run([sys.executable, "-c", _TYPES], input=text, capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines() == [
-        f"config.json: config: {name}={value}; a positive whole number is needed"
+        f"config.json: config: {name}={value}; allowed: whole numbers from 1 to 2147483647"
         for name, value in (
             ("attention_head_size", "'4'"),
             ("attention_head_size", "4.0"),

@@ -269,8 +269,10 @@ def test_what_does_not_fit_is_refused(world, getkey):
         prune_vocabulary(params, config, object(), [])
     with pytest.raises(InputError, match="rows of word embedding, but config has 7"):
         prune_vocabulary(params, config.replace(vocab_size=7), world, [])
-    with pytest.raises(InputError, match="no token has id 99999"):
-        prune_vocabulary(params, config.replace(pad_token_id=99_999), world, [])
+    count = config.vocab_size
+    padded = config.replace(vocab_size=count + 5, pad_token_id=count + 4)
+    with pytest.raises(InputError, match=f"no token has id {count + 4}"):
+        prune_vocabulary(init_params(padded, getkey()), padded, world, [])
     world.add_tokens(["<new>"])
     with pytest.raises(InputError, match=f"has id {len(world) - 1}, but the model has {len(world) - 1} tokens only"):
         prune_vocabulary(params, config, world, [])

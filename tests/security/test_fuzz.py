@@ -234,15 +234,27 @@ def watch() -> Watch:
     return Watch()
 
 
+@functools.cache
+def warm_up(reader: str) -> None:
+    """Reads a sound one: what is imported on first use is not what a spoiled file does or costs."""
+    sound(reader)
+    with tempfile.TemporaryDirectory() as place:
+        readers.READERS[reader][1](readers.READERS[reader][0](Path(place)))
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
 def check(reader: str, files: dict[str, bytes], bounds, watch) -> None:
     """The property: the files are read, or refused in one line that can be shown."""
     with tempfile.TemporaryDirectory() as outer:
         folder = Path(outer, "given")
         folder.mkdir()
         place = readers.READERS[reader][0](folder)
-        for name, content in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+        write(folder, files)
         said = ""
         with bounds(MEBIBYTES, SECONDS), watch.inside(folder):
             try:
@@ -258,6 +270,7 @@ def check(reader: str, files: dict[str, bytes], bounds, watch) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.parent.name}/{case.name}")
 def test_what_was_found(case, bounds, watch):
     files = {str(file.relative_to(case)): file.read_bytes() for file in case.rglob("*") if file.is_file()}
+    warm_up(case.parent.name)
     check(case.parent.name, files, bounds, watch)
 
 
@@ -265,7 +278,7 @@ def test_what_was_found(case, bounds, watch):
 def test_spoiled_files(reader, bounds, watch, tmp_path):
     """The smallest case that fails is left in the test's folder, ready for the corpus."""
     count = (EXAMPLES or 24) // FEWER.get(reader, 1)
-    sound(reader)
+    warm_up(reader)
 
     @settings(
         max_examples=count,
@@ -277,14 +290,13 @@ def test_spoiled_files(reader, bounds, watch, tmp_path):
     )
     @given(spoiled(reader))
     def spoil(files: Files) -> None:
-        shutil.rmtree(tmp_path / "failed", ignore_errors=True)
-        for name, content in files.items():
-            (tmp_path / "failed" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "failed" / name).write_bytes(content)
-        check(reader, files, bounds, watch)
+        try:
+            check(reader, files, bounds, watch)
+        except BaseException:
+            shutil.rmtree(tmp_path / "failed", ignore_errors=True)
+            write(tmp_path / "failed", files)
+            raise
 
-    with tempfile.TemporaryDirectory() as place:  # what is imported on first use is not what a spoiled file costs
-        readers.READERS[reader][1](readers.READERS[reader][0](Path(place)))
     spoil()
     if reader in ("model", "start", "shrunk", "sharded"):
         jax.clear_caches()  # of one trace for every configuration

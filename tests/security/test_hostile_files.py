@@ -146,8 +146,8 @@ def test_links_within_the_hubs_cache_are_followed_and_others_are_not(tmp_path, r
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; allowed: 1 to 64"),
-        ({"num_hidden_layers": 20000}, "num_hidden_layers=20000; allowed: 1 to 64"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000; allowed: whole numbers from 1 to 64"),
+        ({"num_hidden_layers": 20000}, "num_hidden_layers=20000; allowed: whole numbers from 1 to 64"),
         ({"num_hidden_layers": 64}, "encoder.layer.3.output.LayerNorm.weight is missing"),
         ({"num_attention_heads": 10**9}, "num_attention_heads=1000000000"),
         ({"vocab_size": 10**30}, "vocab_size=1000"),
@@ -239,6 +239,12 @@ def test_headers_of_weights(tmp_path, refused, header, length):
     folder = readers.model(tmp_path)
     readers.write_safetensors(folder / readers.WEIGHTS, header, b"0000", length)
     assert str(folder) in refused(kp.load, folder)
+
+
+def test_values_beyond_float32(tmp_path, refused):
+    folder = readers.model(tmp_path)
+    save_file({"a": np.array([1e300])}, folder / readers.WEIGHTS)
+    assert "has float64 values beyond the range of float32" in refused(kp.load, folder)
 
 
 def test_a_tensor_that_two_shards_have(tmp_path, refused):
