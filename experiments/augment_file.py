@@ -99,7 +99,7 @@ def read_rows(file: Path, header: dict[str, Any], own: Texts) -> Augmented:
             _, found = next(lines, (1, None))
             if not isinstance(found, dict) or "sha256" not in found:
                 raise InputError(f"{damaged} (line 1 is no JSON object with a sha256)")
-            rows = [_row(value, own, f"{damaged} (line {number}") for number, value in lines]
+            rows = [_row(value, f"{damaged} (line {number}") for number, value in lines]
     except InputError:
         raise
     except (OSError, ValueError) as error:
@@ -112,15 +112,17 @@ def read_rows(file: Path, header: dict[str, Any], own: Texts) -> Augmented:
             raise InputError(f"{file}: made with {called} {was}, this run has {wanted}; give another --augment-file")
     if found["sha256"] != rows_digest(made):
         raise InputError(f"{file}: its rows are not those that were written (their SHA-256 differs)")
+    for origin, texts in rows:
+        if origin >= len(own) or len(texts) != len(own[0]):
+            raise InputError(
+                f"{file}: a row of {len(texts)} texts made of row {origin}; {len(own)} rows of {len(own[0])} are there"
+            )
     return made
 
 
-def _row(value: Any, own: Texts, where: str) -> tuple[int, tuple[str, ...]]:
+def _row(value: Any, where: str) -> tuple[int, tuple[str, ...]]:
     """Origin and texts of a row, from a line of the file."""
-    good = isinstance(value, list) and type(value[0] if value else None) is int and 0 <= value[0] < len(own)
-    if not good or not all(isinstance(text, str) for text in value[1:]) or len(value) != 1 + len(own[0]):
-        raise InputError(
-            f"{where} is {short(value)}; a number below {len(own)} and as many texts as its row has, {len(own[0])}, "
-            "are needed)"
-        )
+    good = isinstance(value, list) and len(value) in (2, 3) and type(value[0]) is int and value[0] >= 0
+    if not good or not all(isinstance(text, str) for text in value[1:]):
+        raise InputError(f"{where} is {short(value)}; the number of a row and one or two texts are needed)")
     return value[0], tuple(value[1:])

@@ -16,10 +16,12 @@ import readers
 from safetensors.numpy import save_file
 
 import kaprune_jax as kp
+from experiments.augment_file import write_rows
 from experiments.report import write_report
 from experiments.study import read_cells, read_slice
 from kaprune_jax._errors import InputError
 from kaprune_jax._reading import inside, parse_json
+from kaprune_jax.data.augment import Augmented
 from kaprune_jax.deploy.expand import expand
 from kaprune_jax.deploy.folder import load_start
 from kaprune_jax.deploy.tokenizer import load_tokenizer
@@ -364,10 +366,9 @@ def test_pipes_and_devices_are_no_files(tmp_path, refused, name, make):
     [
         ([b"[1]"], "line 1 is no JSON object"),
         ([b"{}"], "line 1 is no JSON object with a sha256"),
-        ([b'{"sha256": ""}', b'[2, "x"]'], "a number below 2"),
         ([b'{"sha256": ""}', b'[-1, "x"]'], "line 2 is [-1, 'x']"),
         ([b'{"sha256": ""}', b'[true, "x"]'], "line 2 is [True, 'x']"),
-        ([b'{"sha256": ""}', b'[0, "x", "y"]'], "as many texts as its row has, 1"),
+        ([b'{"sha256": ""}', b'[0, "x", "y", "z"]'], "line 2 is [0, 'x', 'y', 'z']"),
         ([b'{"sha256": ""}', b"[0, 5]"], "line 2 is [0, 5]"),
         ([b'{"sha256": ""}', b"{}"], "line 2 is {}"),
         ([b'{"sha256": ""}', b"[" * 100_000], "nested more than 100 deep"),
@@ -383,6 +384,18 @@ def test_augmented_rows(tmp_path, refused, lines, part):
     file.write_bytes(gzip.compress(b"\n".join(lines)))
     assert f"{file}: " in (said := refused(readers.read_own, file))
     assert part in said
+
+
+@pytest.mark.parametrize(
+    ("made", "part"),
+    [
+        (Augmented((("x",),), (2,)), "a row of 1 texts made of row 2; 2 rows of 1 are there"),
+        (Augmented((("x", "y"),), (0,)), "a row of 2 texts made of row 0"),
+    ],
+)
+def test_augmented_rows_of_another_task(tmp_path, refused, made, part):
+    write_rows(tmp_path / "rows", readers.HEADER, made)
+    assert part in refused(readers.read_own, tmp_path / "rows")
 
 
 def test_augmented_rows_that_are_a_bomb(tmp_path, refused):
