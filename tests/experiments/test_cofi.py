@@ -99,6 +99,13 @@ def test_interrupted_then_resumed_gives_the_same_bits(run, tiny, files, tmp_path
     assert evaluations[0] == evaluations[1]
 
 
+def test_a_gradient_that_overflows_beside_a_finite_loss_ends_with_code_3(run, tmp_path, teacher, capsys):
+    assert run("--teacher", str(teacher), "--loss-weights", "logits=1e30") == 3
+    said = capsys.readouterr().err
+    assert "error: loss is nan at step " in said
+    assert f"the last good checkpoint is {tmp_path / 'run' / 'ckpt' / '0'} (step 0)" in said
+
+
 def test_only_the_gates_asked_for_close(run, tmp_path):
     assert run("--gates", "units,ffn", "--sparsity", "0.4") == 0
     removed = result_of(tmp_path / "run")["removed"]

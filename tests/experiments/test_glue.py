@@ -2,16 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from deaths import outcome
 from safetensors.numpy import load_file
 
 import kaprune_jax as kp
 from experiments import glue
+from kaprune_jax.models.bert import init_params
+from kaprune_jax.train.checkpoint import sealed_steps
 from kaprune_jax.train.loop import fit
 
 QUICK = ["--epochs", "6", "--teacher-epochs", "40", "--batch-size", "8", "--evaluations", "3", "--log-every", "5"]
@@ -173,8 +177,6 @@ def test_a_model_of_ours_starts_another_task_without_its_head(run, tiny, files, 
 
 def test_a_wider_teacher_is_learned_from_through_a_projection(run, files, tiny, tmp_path, capsys):
     config = kp.load(tiny).config.replace(hidden_size=24, num_attention_heads=3, num_hidden_layers=3)
-    from kaprune_jax.models.bert import init_params
-
     kp.save(tmp_path / "wide", init_params(config, jax.random.key(1)), config, tokenizer=kp.load(tiny).tokenizer)
     flags = ["--model", str(tmp_path / "wide"), *files, *QUICK, "--method", "dense", "--out", str(tmp_path / "t")]
     assert glue.main(flags) == 0
@@ -313,6 +315,64 @@ def test_a_loss_that_is_not_finite_ends_with_code_3_and_names_the_checkpoint(run
     named = Path(said.split("checkpoint is ")[1].split(" ")[0])
     assert named.is_dir()
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_gradient_that_overflows_beside_a_finite_loss_ends_with_code_3(run, tmp_path, capsys):
+    flags = ["--teacher-epochs", "4", "--method", "hard-labels", "--loss-weights", "labels=1e30"]
+    assert run(*flags) == 3
+    said = capsys.readouterr().err
+    assert "error: the squared norm of the gradient is inf at step 1; " in said
+    assert (
+        f"the last good checkpoint is {tmp_path / 'run' / 'ckpt' / '0'} (step 0)" in said
+    )  # not the teacher's, step 20
+
+
+def test_a_folder_with_half_of_what_a_run_is_starts_anew(tiny, files, tmp_path, capsys):
+    folder, model = tmp_path / "run", tmp_path / "start"
+    shutil.copytree(tiny, model)
+    flags = ["--model", str(model), *files, *QUICK, "--method", "dense", "--teacher-epochs", "1", "--resume"]
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert glue.main([*flags, "--out", str(folder)]) == 0
+    assert json.loads((folder / "config.json").read_text())["method"] == "dense"
+    shutil.copy(folder / "env.json", tmp_path / "env.json")
+    (folder / "env.json").unlink()  # lost later on: it has checkpoints
+    capsys.readouterr()
+    assert glue.main([*flags, "--out", str(folder)]) == 2
+    assert "env.json" in capsys.readouterr().err
+    shutil.copy(tmp_path / "env.json", folder / "env.json")
+    kp.save(tmp_path / "other", init_params(kp.load(tiny).config, jax.random.key(9)), kp.load(tiny).config)
+    shutil.copy(tmp_path / "other" / "model.safetensors", model / "model.safetensors")
+    assert glue.main([*flags, "--out", str(folder)]) == 2
+    assert "was started with another model: its content has changed since" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(run, tmp_path, capsys, monkeypatch):
+    """Also where the best model is of a later step than the checkpoint that is gone on from."""
+    scores: dict[bytes, float] = {}
+
+    def rising(predict, params, prepared, *, batch_size):
+        bits = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
+        return {"accuracy": scores.setdefault(bits, len(scores) / 100)}
+
+    monkeypatch.setattr("experiments.run.evaluate", rising)
+    flags = ["--method", "dense", "--teacher-epochs", "6"]
+    assert run(*flags) == 0
+    folder = tmp_path / "run"
+    assert json.loads((folder / "result.json").read_text())["best_step"] == 30
+    expected = outcome(folder)
+    largest = max((folder / "ckpt" / "30").rglob("*"), key=lambda path: path.is_file() * path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    (folder / "result.json").unlink()
+    capsys.readouterr()
+    assert run(*flags, "--resume") == 0
+    said = capsys.readouterr().out
+    assert (
+        f"note: {folder}/ckpt: step 30 is damaged (a file in it was altered or lost); going on from step 20\n" in said
+    )
+    assert "going on at step 20 of 30" in said
+    assert outcome(folder) == expected
+    assert sealed_steps(folder / "ckpt") == [20, 30]
 
 
 def test_an_encoder_of_chance_is_not_needed_for_long_rows(tiny, tmp_path, files, capsys):

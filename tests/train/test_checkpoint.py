@@ -292,3 +292,12 @@ def test_a_disk_that_fills_up_in_spite_of_the_room_that_was_there(checkpoints, m
     again.close()
     assert sealed_steps(again.folder) == [1, 2]
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_not_sealed_is_no_checkpoint(tmp_path):
+    for name in ("3", "5", "7.orbax-checkpoint-tmp", "notes"):
+        (tmp_path / name).mkdir()
+    for name in ("3.sha256", "9.sha256", "7.orbax-checkpoint-tmp.sha256"):
+        (tmp_path / name).touch()
+    assert sealed_steps(tmp_path) == [3]
+    assert sealed_steps(tmp_path / "nowhere") == []

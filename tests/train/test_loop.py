@@ -62,6 +62,20 @@ def test_stops_at_the_first_loss_that_is_not_finite_without_an_evaluation():
     assert evals == []
 
 
+def test_a_gradient_whose_squares_overflow_is_seen_though_the_loss_is_finite():
+    """Clipped by an infinite norm it would be zero, and the step would pass for a good one."""
+    step, state = pieces()
+
+    def overflows(state, teacher, batch):
+        state, metrics = step(state, teacher, batch)
+        return state, metrics._replace(grad_square=jnp.where(state.step == 3, jnp.inf, 1.0))
+
+    logs, evals = [], []
+    with pytest.raises(Diverged, match="the squared norm of the gradient is inf at step 3"):
+        fit(overflows, state, Numbers(), steps=10, hooks=hooks(logs, evals), log_every=4, eval_every=5)
+    assert (logs, evals) == ([], [])
+
+
 def test_killed_and_resumed_is_bit_identical(tmp_path):
     step, state = pieces()
     whole = fit(step, state, Numbers(), steps=10, hooks=hooks([], []))

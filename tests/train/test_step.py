@@ -114,3 +114,17 @@ def test_sums_over_devices_agree_with_one_device():
     chex.assert_trees_all_close(one.params, jax.device_get(eight.params), rtol=1e-5, atol=1e-6)
     moved = jax.tree.map(lambda new, old: float(jnp.max(jnp.abs(new - old))), one.params, state.params)
     assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_the_squared_norm_of_the_gradient_is_told_before_it_is_clipped():
+    norms = []
+    for weight in (1.0, 1e4, 1e30):
+        step, state, teacher = setup(
+            config=kp.DistillConfig(embeddings=0.0, hidden=0.0, attention=0.0, logits=0.0, labels=weight)
+        )
+        state, metrics = jax.jit(step)(state, teacher, batch_of(0))
+        assert np.isfinite(metrics.loss)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+        norms.append(float(metrics.grad_square))
+    assert norms[1] == pytest.approx(norms[0] * 1e8, rel=1e-4)
+    assert norms[2] == np.inf
