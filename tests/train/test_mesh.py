@@ -177,7 +177,7 @@ def test_what_a_device_holds_and_sends_is_known(text):
     own = sum(jax.tree.leaves(held))
     assert abs(cost.aliased - own) <= 64  # the state comes out where it went in
     whole = parameter_bytes(state.params)
-    assert own <= parameter_bytes(state.opt_state) + whole
+    assert own <= parameter_bytes(state.opt_state) + whole + 64  # step and key
     if mesh.shape["fsdp"] == 8:
         assert own < (parameter_bytes(state.opt_state) + whole) / 4  # matrices in eight parts, vectors whole
     reduced, gathered = cost.collectives.get("all-reduce", 0), cost.collectives.get("all-gather", 0)
