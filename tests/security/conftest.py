@@ -12,14 +12,14 @@ from experiments.memory import peak_bytes, restart_peak
 @contextlib.contextmanager
 def _bounds(mebibytes: float, seconds: float) -> Iterator[None]:
     restart_peak()
-    before, began = peak_bytes(), time.perf_counter()
+    before, began = peak_bytes(), time.process_time()
     yield
-    took, grown = time.perf_counter() - began, (peak_bytes() - before) / 2**20
+    took, grown = time.process_time() - began, (peak_bytes() - before) / 2**20
     assert took < seconds
     assert grown < mebibytes
 
 
 @pytest.fixture(scope="session")
 def bounds() -> Callable[..., contextlib.AbstractContextManager[None]]:
-    """`with bounds(mebibytes, seconds):` more memory or time than that is a failure."""
+    """`with bounds(mebibytes, seconds):` more memory or processor time than that is a failure."""
     return _bounds
