@@ -13,7 +13,7 @@ from kaprune_jax._errors import InputError
 
 LOCK = "lock"
 _HALF = (".*.partial", ".report.html-*", ".table.md-*")
-_held: dict[Path, int] = {}  # open files of this process, by run folder
+_held: dict[Path, tuple[int, list[Path]]] = {}  # by run folder the open file, and the folders that were made for it
 
 
 def hold(folder: Path) -> None:
@@ -34,6 +34,7 @@ def hold(folder: Path) -> None:
 
 def _lock(folder: Path) -> None:
     place = folder.absolute()
+    made = [path for path in (place, *place.parents) if not path.exists()]
     try:
         place.mkdir(parents=True, exist_ok=True)
         while True:
@@ -49,18 +50,23 @@ def _lock(folder: Path) -> None:
         os.pwrite(file, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
-    _held[place] = file
+    _held[place] = file, made
 
 
 def release(folder: Path | None = None) -> None:
-    """Gives back the locks of a run folder and those below it; of all folders without one."""
-    for place in [place for place in _held if folder is None or place.is_relative_to(folder.absolute())]:
-        file = _held.pop(place)
+    """Gives back the locks of a run folder and those below it, of all folders without one.
+
+    A folder that was made for its lock and has nothing else in it is removed.
+    """
+    for place in [place for place in reversed(_held) if folder is None or place.is_relative_to(folder.absolute())]:
+        file, made = _held.pop(place)
         try:
             if _is_there(file, place / LOCK):
                 (place / LOCK).unlink()
+            for path in made:
+                path.rmdir()
         except OSError:
-            pass  # a folder that can no longer be written in keeps a file that nobody holds
+            pass  # there is something in it; or it can no longer be written in, and keeps a file that nobody holds
         finally:
             os.close(file)
 

@@ -180,8 +180,8 @@ def _make_once(place: Path, make: Callable[[Path], object]) -> None:
     make(work)
     _lighten(work)
     release(work)
-    if not any(work.iterdir()):  # all was given
-        return work.rmdir()
+    if not work.is_dir():  # all was given, so nothing was made
+        return
     try:
         work.rename(place)
     except OSError:

@@ -58,13 +58,24 @@ def test_who_was_killed_holds_nothing(other, tmp_path):
 
 
 def test_taken_twice_by_one_process_and_given_back_without_a_trace(tmp_path):
+    (tmp_path / "mine").mkdir()
     for _ in range(2):
-        hold(tmp_path / "run")
-        hold(tmp_path / "run" / "inside")
-    release(tmp_path / "run")
-    assert list(tmp_path.rglob("*.*")) == []
-    assert list((tmp_path / "run").iterdir()) == [tmp_path / "run" / "inside"]
-    assert list((tmp_path / "run" / "inside").iterdir()) == []
+        for place in ("runs/run", "runs/run/inside", "mine"):
+            hold(tmp_path / place)
+    release(tmp_path / "runs" / "run")
+    assert not (tmp_path / "runs").exists()
+    assert (tmp_path / "mine" / LOCK).is_file()
+    release()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+
+
+def test_what_is_half_written_is_removed_and_what_is_written_stays(tmp_path):
+    for name in (".metrics.jsonl.partial", ".report.html-a1", ".table.md-a1", "result.json", ".mine"):
+        (tmp_path / name).touch()
+    hold(tmp_path)
+    (tmp_path / "new").touch()
+    release()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "new", "result.json"]
 
 
 @pytest.mark.parametrize(
