@@ -88,6 +88,7 @@ def test_what_is_half_written_is_removed_and_what_is_written_stays(tmp_path):
         ("pid 1 on elsewhere", False),
         (f"pid {os.getpid()} on {socket.gethostname()}", True),
     ],
+    ids=["empty", "half", "alive", "dead", "elsewhere", "own"],  # the same in every process that runs tests
 )
 def test_without_the_kernels_locks_the_process_is_looked_for(tmp_path, monkeypatch, holder, free):
     def cannot(*_):
