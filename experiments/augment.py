@@ -5,7 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.augment_file import CANDIDATES, PREVIEW, PROBABILITY, augmented_file, make_header, write_rows
+from experiments.augment_file import (
+    CANDIDATES,
+    PREVIEW,
+    PROBABILITY,
+    augmented_file,
+    make_header,
+    read_rows,
+    write_rows,
+)
 from experiments.method import count_steps
 from experiments.prepare import Prepared
 from experiments.record import say
@@ -18,6 +26,7 @@ from kaprune_jax.deploy.candidates import candidates
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.models.bert import make_apply
 from kaprune_jax.train.loop import Interrupted
+from kaprune_jax.train.processes import on_first
 from kaprune_jax.train.step import make_predict
 
 _SHOWN = 20
@@ -48,7 +57,7 @@ def add_rows(prepared: Prepared, teacher: Model, out: Path, should_stop: ShouldS
     labels = (logits[:, 0] if prepared.data.kind == "regression" else logits.argmax(axis=-1)).astype(own.labels.dtype)
     if should_stop():
         raise Interrupted("stopped while augmented rows were labelled")
-    _write_preview(out / PREVIEW, prepared, made, labels)
+    on_first(lambda: _write_preview(out / PREVIEW, prepared, made, labels))
     both = own._replace(
         input_ids=own.input_ids + new.input_ids,
         token_type_ids=own.token_type_ids + new.token_type_ids,
@@ -65,7 +74,17 @@ def add_rows(prepared: Prepared, teacher: Model, out: Path, should_stop: ShouldS
 
 
 def _make(prepared: Prepared) -> Augmented:
-    """Makes the rows and writes them."""
+    """Makes the rows and writes them; what process 0 has made, the others read."""
+    settings, made = prepared.settings, []
+    on_first(lambda: made.append(_make_rows(prepared)))
+    if made:
+        return made[0]
+    assert prepared.proposer is not None
+    header = make_header(settings, prepared.data, prepared.proposer)
+    return read_rows(augmented_file(settings), header, prepared.data.train.texts)
+
+
+def _make_rows(prepared: Prepared) -> Augmented:
     settings, rows, model = prepared.settings, prepared.data.train.texts, prepared.proposer
     assert settings.augment is not None
     assert model is not None

@@ -16,7 +16,7 @@ def run(settings: Settings, should_stop: Stop) -> None:
     """Runs every method of the settings, one after the other, from one teacher."""
     from experiments.augment import add_rows
     from experiments.coupled import plan_cofi
-    from experiments.lock import hold
+    from experiments.lock import take
     from experiments.method import plan
     from experiments.prepare import prepare
     from experiments.record import say
@@ -25,6 +25,7 @@ def run(settings: Settings, should_stop: Stop) -> None:
     from experiments.run import get_teacher, run_method
     from experiments.structured import run_structured
     from experiments.summary import summary
+    from kaprune_jax.train.processes import on_first
 
     prepared = prepare(settings)
     for method in (name for name in settings.methods if prepared.teacher and name != "cofi"):
@@ -32,7 +33,7 @@ def run(settings: Settings, should_stop: Stop) -> None:
     if "cofi" in settings.methods:
         plan_cofi(prepared, prepared.teacher)
     assert settings.out is not None
-    hold(Path(settings.out))
+    take(Path(settings.out))
     data = prepared.data
     say(f"{data.name}: {len(data.train.texts)} training rows, {len(data.dev.texts)} dev rows, {data.kind}")
     for note in prepared.notes:
@@ -56,9 +57,9 @@ def run(settings: Settings, should_stop: Stop) -> None:
             results[method] = run_structured(own, folder, should_stop, teacher=teacher, dense=dense)
         else:
             results[method] = run_method(method, own, folder, should_stop, teacher=teacher, dense=dense)
-        write_report(folder)
+        on_first(lambda folder=folder: write_report(folder))
     if len(methods) > 1:
-        write_comparison(out, list(folders.values()))
+        on_first(lambda: write_comparison(out, list(folders.values())))
     say("")
     for method in methods:
         say(summary(method, results[method]))

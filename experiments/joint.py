@@ -24,10 +24,9 @@ from experiments.optimizers import weights_optimizer
 from experiments.prepare import Prepared
 from experiments.record import environment, open_run
 from experiments.results import read_result
-from experiments.run import evaluate, model_details, write_result
+from experiments.run import deliver, evaluate, model_details, write_result
 from experiments.stage import Stage
 from kaprune_jax._typing import Params
-from kaprune_jax.deploy.folder import save
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.prune.magnitude import magnitude_pruning
 from kaprune_jax.prune.masks import sparsity
@@ -94,7 +93,7 @@ def run_joint(
         details = model_details(method, prepared, planned, teacher, int(state.step))
         params, masks = fetch(parts_of(state.params, target)["model"]), masks_of(state)
         config, tokenizer = prepared.start.config, prepared.tokenizer
-        save(place, params, config, tokenizer=tokenizer, masks=masks and fetch(masks), details=details)
+        deliver(place, params, config, tokenizer=tokenizer, masks=masks and fetch(masks), details=details)
 
     stage = Stage(
         folder,

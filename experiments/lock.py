@@ -53,6 +53,22 @@ def _lock(folder: Path) -> None:
     _held[place] = file, made
 
 
+def take(folder: Path) -> None:
+    """Takes a run folder for all processes of a run: process 0 holds it, and all others have to see it.
+
+    Raises:
+      InputError: it is held by another run, cannot be written in, or is not the same folder everywhere.
+    """
+    from kaprune_jax.train.processes import on_all, on_first
+
+    def look() -> None:
+        if not (folder / LOCK).is_file():
+            raise InputError(f"--out {folder}: it is not there; it has to be on a file system that all processes share")
+
+    on_first(lambda: hold(folder))
+    on_all(look)
+
+
 def release(folder: Path | None = None) -> None:
     """Gives back the locks of a run folder and those below it, of all folders without one.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from experiments.augment_file import AUGMENTED, PREVIEW, augmented_file, make_header, read_rows
+from experiments.augment_file import AUGMENTED, PREVIEW, augmented_file, make_header, read_rows, rows_digest
 from experiments.lock import LOCK, check_free
 from experiments.settings import Settings
 from experiments.source import load_task
@@ -24,6 +24,7 @@ from kaprune_jax.deploy.model import Model
 from kaprune_jax.models.bert import PRUNABLE, BertOutput, make_apply
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.prune.patterns import parse_pattern
+from kaprune_jax.train.processes import check_same, on_all, on_first
 from kaprune_jax.train.sharding import default_mesh, make_mesh, mesh_text, on_mesh, row_devices
 
 
@@ -70,8 +71,18 @@ def prepare(settings: Settings, *, data: TaskData | None = None, shapes: int = 4
       InputError: whatever a person can correct; nothing has been written then.
     """
     if data is None:
-        check_out(settings)
-        data = load_task(settings)
+        on_first(lambda: check_out(settings))
+    found = on_all(lambda: _read(settings, data, shapes, multiple))
+    read = {"rows": found.data.fingerprint, "a --model": found.start.fingerprint}
+    read |= {"a --teacher": found.teacher.fingerprint} if found.teacher else {}
+    read |= {"augmented rows": rows_digest(found.augmented)} if found.augmented else {}
+    check_same({f"{what} with SHA-256": digest for what, digest in read.items()})
+    return found
+
+
+def _read(settings: Settings, data: TaskData | None, shapes: int, multiple: int) -> Prepared:
+    """What is there to be read, by one process."""
+    data = load_task(settings) if data is None else data
     head = "regression" if data.kind == "regression" else "classification"
     start, notes = load_start(
         settings.model,

@@ -24,6 +24,7 @@ from kaprune_jax.deploy.model import Model
 from kaprune_jax.l0.finalize import alive, finalize
 from kaprune_jax.models.bert import make_apply
 from kaprune_jax.models.layout import bert_layout
+from kaprune_jax.train.processes import on_first
 from kaprune_jax.train.step import make_predict
 from kaprune_jax.transfer.ranking import knn_score, leep, mask_overlap
 
@@ -64,8 +65,7 @@ def rank(
             row["overlap"] = mask_overlap(masks, theirs)["mean"]
         table.append(row)
     table.sort(key=lambda row: -row["knn"])
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "rank.json", {"target": target.data.name, "candidates": table})
+    on_first(lambda: write_json(out / "rank.json", {"target": target.data.name, "candidates": table}))
     say(f"{'candidate':<20}{'kNN':>8}{'LEEP':>10}{'overlap':>10}")
     for row in table:
         shown = [f"{row[name]:.4f}" if row[name] is not None else "–" for name in ("knn", "leep", "overlap")]

@@ -21,16 +21,19 @@ from experiments.settings import Settings
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.weights import read_json
 from kaprune_jax.train.loop import LogRecord
+from kaprune_jax.train.processes import by_first, is_first
 
 # Settings that do not change what is computed, and those that data and model have a part in.
-_FREE = ("resume", "log_every", "command", "out", "mesh", "remat")
+_FREE = ("resume", "log_every", "command", "out", "mesh", "distributed", "remat")
 _FOUND = ("pooling", "max_length", "batch_size")
 # The phases that come before each in one run folder.
 _BEFORE: dict[str, tuple[str, ...]] = {"teacher": (), "prune": (), "after": ("prune",)}
 
 
 def say(text: str, *, end: str = "\n") -> None:
-    """A line on the terminal. Whoever reads it having gone, the run is asked to stop as by SIGTERM."""
+    """A line on the terminal, of process 0. Whoever reads it having gone, the run is asked to stop as by SIGTERM."""
+    if not is_first():
+        return
     try:
         print(text, end=end, flush=True)
     except BrokenPipeError:
@@ -87,6 +90,7 @@ def _revision(root: Path) -> str:
         return "unknown"
 
 
+@by_first
 def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dict[str, Any]) -> None:
     """Takes a run folder: writes its settings and environment, or, when resuming, checks that they are the same.
 
@@ -135,10 +139,10 @@ def _has_begun(folder: Path) -> bool:
 
 
 class Recorder:
-    """Appends to `metrics.jsonl` and keeps a line of progress on the terminal.
+    """Appends to `metrics.jsonl` and keeps a line of progress on the terminal, both of them in process 0.
 
     Attributes:
-      closed: a later phase has begun, and the file stays as it is.
+      closed: the file stays as it is, since a later phase has begun.
     """
 
     def __init__(self, folder: Path, phase: str, title: str, steps: int):
@@ -155,7 +159,7 @@ class Recorder:
 
     def rewind(self, step: int | None) -> None:
         """Drops records after a step of this phase, which is gone on from; None for before the phase began."""
-        if self.closed or not self.file.is_file():
+        if self.closed or not is_first() or not self.file.is_file():
             return
         kept = []
         for line in self.file.read_text("utf-8").split("\n")[:-1]:  # what follows the last line end is half a record
@@ -207,7 +211,7 @@ class Recorder:
         say(f"\r{line:<110}" if self._live else line)
 
     def _append(self, record: dict[str, Any]) -> None:
-        if self.closed:
+        if self.closed or not is_first():
             return
         with self.file.open("a", encoding="utf-8") as opened:
             opened.write(json.dumps(record, allow_nan=False) + "\n")

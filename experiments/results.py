@@ -14,8 +14,10 @@ from kaprune_jax.deploy.folder import load
 from kaprune_jax.deploy.masks import read_masks
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.models.bert import PRUNABLE
+from kaprune_jax.train.processes import by_first
 
 
+@by_first
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The result of a run that is complete, else None."""
     return read_json(folder / "result.json") if (folder / "result.json").is_file() else None

@@ -18,11 +18,14 @@ from experiments.results import card, delivered, read_result
 from experiments.settings import teacher_settings
 from experiments.stage import Stage
 from kaprune_jax._errors import InputError
+from kaprune_jax._typing import Params
 from kaprune_jax.data.loader import Encoded, eval_batches
 from kaprune_jax.data.metrics import majority_score, score_task
 from kaprune_jax.deploy.folder import load, save
 from kaprune_jax.deploy.model import Model
+from kaprune_jax.models.config import BertConfig
 from kaprune_jax.prune.masks import sparsity
+from kaprune_jax.train.processes import by_first, on_first
 from kaprune_jax.train.sharding import fetch, mesh_text, place, place_batch
 from kaprune_jax.train.step import TrainState, get_masks, init_state, make_predict, make_train_step, split_projection
 
@@ -69,6 +72,7 @@ def get_teacher(prepared: Prepared, folder: Path, should_stop: ShouldStop) -> tu
     return teacher, value
 
 
+@by_first
 def check_teacher(prepared: Prepared, value: float, folder: Path | None) -> None:
     """Refuses a teacher within two standard errors of the constant prediction, or half way from there to 1."""
     name = prepared.data.metrics[0]
@@ -131,7 +135,7 @@ def run_method(
 
     def write(state: TrainState, place: Path) -> None:
         masks = get_masks(state.opt_state)
-        save(
+        deliver(
             place,
             fetch(split_projection(state.params)[0]),
             config,
@@ -160,6 +164,11 @@ def run_method(
     return write_result(method, prepared, planned, stage, dense=dense)
 
 
+def deliver(place: Path, params: Params, config: BertConfig, **parts: Any) -> None:
+    """Writes a model folder, of process 0; all of them have fetched the same."""
+    on_first(lambda: save(place, params, config, **parts))
+
+
 def model_details(method: str, prepared: Prepared, planned: Plan, teacher: Model | None, step: int) -> dict[str, Any]:
     """What a model folder says of how its weights were made."""
     settings = prepared.settings
@@ -174,6 +183,7 @@ def model_details(method: str, prepared: Prepared, planned: Plan, teacher: Model
     }
 
 
+@by_first
 def write_result(
     method: str,
     prepared: Prepared,

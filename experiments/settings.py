@@ -109,6 +109,11 @@ class Settings:
         "on data]",
         None,
     )
+    distributed: str | None = _flag(
+        "one of several processes: auto (TPU pods, Slurm, Open MPI, Kubernetes), or HOST:PORT,COUNT,INDEX with process "
+        "0's address [one process]",
+        None,
+    )
     accumulate: int = _flag("parts of a batch worked on one after the other, for less memory, >= 1", 1)
     remat: bool = _flag("compute each layer again in the backward pass, for less memory", False)
     pooling: str = _flag("auto: what the checkpoint was made for", "auto", choices=("auto", "cls", "mean"))
@@ -273,7 +278,7 @@ def teacher_settings(settings: Settings) -> Settings:
     kept = (
         "task data_dir source train_file dev_file text label model batch_size teacher_steps teacher_epochs "
         "teacher_learning_rate schedule warmup weight_decay max_length limit_train seed dtype pooling evaluations "
-        "log_every out resume mesh accumulate remat"
+        "log_every out resume mesh distributed accumulate remat"
     ).split()
     return dataclasses.replace(Settings(), method="dense", **{name: getattr(settings, name) for name in kept})
 

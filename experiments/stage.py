@@ -16,6 +16,7 @@ from kaprune_jax._typing import Params
 from kaprune_jax.train.checkpoint import Checkpoints
 from kaprune_jax.train.cost import StepCost
 from kaprune_jax.train.loop import Batches, Diverged, Hooks, LogRecord, fit
+from kaprune_jax.train.processes import on_first
 from kaprune_jax.train.program import CompiledStep
 from kaprune_jax.train.sharding import MeshBatches, make_mesh, mesh_text, place
 from kaprune_jax.train.step import StepMetrics, TrainState
@@ -94,8 +95,7 @@ class Stage:
           is_over: a later part has begun, whose records are to be left alone.
         """
         self.recorder.closed = is_over
-        for name in ("model", "model-last"):
-            finish_replacing(self.folder / name)
+        on_first(lambda: [finish_replacing(self.folder / name) for name in ("model", "model-last")])
         if resume and self.checkpoints.latest is not None:
             state, extra = self.checkpoints.restore(state, say=say)
             self.best, self.last, self.rates = extra["best"], extra["last"], extra["rates"]
@@ -193,6 +193,6 @@ class Stage:
     def save_model(self, state: TrainState, name: str) -> None:
         """Writes a model folder beside the old one, then puts it in its place."""
         fresh = self.folder / f"{name}.new"
-        finish_replacing(self.folder / name)
+        on_first(lambda: finish_replacing(self.folder / name))
         self.write(state, fresh)
-        replace_folder(self.folder / name, fresh)
+        on_first(lambda: replace_folder(self.folder / name, fresh))

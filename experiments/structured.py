@@ -26,12 +26,11 @@ from experiments.optimizers import frozen_of, smaller_optimizer
 from experiments.prepare import Prepared, make_forward
 from experiments.record import environment, open_run, say
 from experiments.results import read_result
-from experiments.run import evaluate, model_details, write_result
+from experiments.run import deliver, evaluate, model_details, write_result
 from experiments.speed import measure_speed
 from experiments.stage import Stage
 from kaprune_jax._tree import select
 from kaprune_jax._typing import Params
-from kaprune_jax.deploy.folder import save
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.deploy.shrink import materialize, matrix_masks
 from kaprune_jax.deploy.vocabulary import prune_vocabulary, used_ids
@@ -41,6 +40,7 @@ from kaprune_jax.l0.materialize import shrink
 from kaprune_jax.models.bert import PRUNABLE
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.train.checkpoint import sealed_steps
+from kaprune_jax.train.processes import on_first
 from kaprune_jax.train.sharding import fetch
 from kaprune_jax.train.step import PROJECTION, TrainState, init_state
 from kaprune_jax.transfer.sharing import Share, make_store, parts_of, shares_weights
@@ -109,7 +109,7 @@ def run_structured(
         step,
         init_state(team.store, planned.tx, jax.random.fold_in(jax.random.key(settings.seed), 2)),
         make_batches(prepared, auxiliaries, where, when),
-        is_over=bool(sealed_steps(folder / "ckpt-after")),
+        is_over=on_first(lambda: bool(sealed_steps(folder / "ckpt-after"))),
         **training,
     )
     if gates_only:
@@ -135,7 +135,8 @@ def run_structured(
     )
     smaller.stage.save_model(state, "model-last")
     params = fetch(parts_of(state.params, target)["model"])
-    speed = measure_speed((prepared.start.config, prepared.start.params), (smaller.shrunk.config, params), prepared)
+    models = (prepared.start.config, prepared.start.params), (smaller.shrunk.config, params)
+    speed = on_first(lambda: measure_speed(*models, prepared))
     return write_result(
         "cofi",
         prepared,
@@ -199,7 +200,7 @@ class _Smaller:
             if prepared.settings.prune_vocabulary:
                 rows = (*prepared.train.data.input_ids, *prepared.dev.input_ids)
                 params, smaller, tokenizer = prune_vocabulary(params, smaller, prepared.tokenizer, used_ids(rows))
-            save(
+            deliver(
                 place,
                 params,
                 smaller,

@@ -21,21 +21,22 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
         return run_study(settings, should_stop)
     from experiments.auxiliary import LENGTHS, get_auxiliaries, prepare_auxiliaries
     from experiments.coupling import run_coupling
-    from experiments.lock import hold
+    from experiments.lock import take
     from experiments.prepare import prepare
     from experiments.ranking import rank
     from experiments.record import say
     from experiments.report import write_comparison, write_report
     from experiments.source import load_task
     from experiments.summary import summary
+    from kaprune_jax.train.processes import on_first
 
-    check_folder(settings)
+    on_first(lambda: check_folder(settings))
     prepared = prepare(settings, data=load_task(settings), **LENGTHS)
     assert settings.out is not None
     out, wanted = Path(settings.out), couplings(settings)
     others = prepare_auxiliaries(settings, prepared) if settings.rank or wanted != ("none",) else []
     check(settings, prepared)  # says what does not fit before anything is written
-    hold(out)
+    take(out)
     data = prepared.data
     say(f"target {data.name}: {len(data.train.texts)} training rows, {len(data.dev.texts)} dev rows, {data.kind}")
     for other in others:
@@ -50,9 +51,9 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
         own = prepared._replace(settings=dataclasses.replace(prepared.settings, coupling=coupling))
         folder = out if len(wanted) == 1 else out / coupling
         results[coupling] = run_coupling(own, auxiliaries, others, folder, out / "teacher", should_stop)
-        write_report(folder)
+        on_first(lambda folder=folder: write_report(folder))
     if len(wanted) > 1:
-        write_comparison(out, [out / coupling for coupling in wanted])
+        on_first(lambda: write_comparison(out, [out / coupling for coupling in wanted]))
     say("")
     for coupling in wanted:
         say(summary(f"{settings.method}, coupling {coupling}", results[coupling]))

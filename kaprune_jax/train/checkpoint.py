@@ -1,7 +1,8 @@
 """Checkpoints of a run's state with Orbax: written beside the training, sealed once they are whole.
 
 A checkpoint is a folder named after its step, and its seal, `STEP.sha256`, a file beside it with the digest of all that
-is in it. One without a seal is one whose writing was interrupted, and is never gone on from.
+is in it. One without a seal is one whose writing was interrupted, and is never gone on from. Of several processes each
+writes the parts of arrays that lie on its devices, and process 0 does all else.
 """
 
 import contextlib
@@ -23,9 +24,11 @@ import orbax.checkpoint as ocp
 
 from kaprune_jax._errors import InputError
 from kaprune_jax._tree import path_string
+from kaprune_jax.train.processes import gather, is_first, on_first
 from kaprune_jax.train.step import TrainState
 
 _UNSEALED = "its writing was interrupted"
+_UNREADABLE = (ValueError, KeyError, OSError, AttributeError, TypeError)
 
 
 def _plain(state: TrainState) -> TrainState:
@@ -98,9 +101,7 @@ class Checkpoints:
         keep: how many of the newest are kept.
         """
         self.folder, self.keep = folder, keep
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in (*folder.glob("[0-9]*.orbax-checkpoint-tmp*"), *folder.glob(".[0-9]*.sha256")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        on_first(self._tidy)
         self._good: set[int] = set()  # sealed or read by this object
         self._pending: tuple[int, Future] | None = None
         self._thread = ThreadPoolExecutor(1, "seal")
@@ -108,6 +109,11 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
         self._silent = lambda record: False  # Orbax prints hundreds of lines beside the one error that is raised
         logging.getLogger("absl").addFilter(self._silent)
+
+    def _tidy(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in (*self.folder.glob("[0-9]*.orbax-checkpoint-tmp*"), *self.folder.glob(".[0-9]*.sha256")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def save(self, state: TrainState, extra: dict[str, Any]) -> None:
         """Begins to write the state under its step number; a step that this object has written or read is left.
@@ -124,20 +130,24 @@ class Checkpoints:
             return
         plain = _plain(state)
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(plain))
-        try:
-            _reserve(self.folder, needed)
-        except OSError as error:
-            reason = f"{needed / 1e6:.1f} MB: {_line(error)}"
-            raise InputError(f"{self.folder}: step {step} cannot be written ({reason})") from None
+        on_first(lambda: self._make_room(step, needed))
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.tree.map(_detached, plain)), extra=ocp.args.JsonSave(copy.deepcopy(extra))
         )
         try:
-            self._seal_file(step).unlink(missing_ok=True)  # of a damaged one, which is replaced
             self._orbax.save(self._place(step), args=items, force=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"{self.folder}: step {step} cannot be written ({_line(error)})") from None
         self._pending = step, self._thread.submit(self._finish, step)
+
+    def _make_room(self, step: int, needed: int) -> None:
+        """Looks whether there is room for a checkpoint, and takes the seal from a damaged one in its place."""
+        try:
+            _reserve(self.folder, needed)
+            self._seal_file(step).unlink(missing_ok=True)
+        except OSError as error:
+            reason = f"{needed / 1e6:.1f} MB: {_line(error)}"
+            raise InputError(f"{self.folder}: step {step} cannot be written ({reason})") from None
 
     def wait(self) -> None:
         """Waits until what was saved is sealed.
@@ -157,6 +167,8 @@ class Checkpoints:
     def _finish(self, step: int) -> None:
         """Waits for the files of a checkpoint, seals it, and removes those that are no longer needed."""
         self._orbax.wait_until_finished()
+        if not is_first():
+            return
         partial = self.folder / f".{step}.sha256"
         partial.write_text(_digest(self._place(step)), "utf-8")
         os.replace(partial, self._seal_file(step))
@@ -177,18 +189,19 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The newest step whose checkpoint is sealed."""
         self.wait()
-        return max(sealed_steps(self.folder), default=None)
+        return on_first(lambda: max(sealed_steps(self.folder), default=None))
 
     @property
     def newest(self) -> Path | None:
         """The folder of that checkpoint."""
-        return None if self.latest is None else self.folder / str(self.latest)
+        latest = self.latest
+        return None if latest is None else self.folder / str(latest)
 
     @property
     def interrupted(self) -> list[int]:
         """The steps whose writing was interrupted, oldest first."""
         self.wait()
-        return sorted(set(_steps(self.folder)) - set(sealed_steps(self.folder)))
+        return on_first(lambda: sorted(set(_steps(self.folder)) - set(sealed_steps(self.folder))))
 
     def restore(
         self, like: TrainState, *, say: Callable[[str], None] = lambda line: None
@@ -204,7 +217,7 @@ class Checkpoints:
         """
         self.wait()
         damaged: dict[int, str] = {}
-        for step in reversed(_steps(self.folder)):
+        for step in reversed(on_first(lambda: _steps(self.folder))):
             read = self._read(step, like)
             if isinstance(read, str):
                 damaged[step] = read
@@ -227,23 +240,34 @@ class Checkpoints:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
         here = {path_string(path): _form(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
+        if altered := on_first(lambda: self._altered(step)):
+            return altered
+        here_wrong, restored = "", None
         try:
-            if not self._seal_file(step).is_file():
-                return _UNSEALED
-            if self._seal_file(step).read_bytes() != _digest(self._place(step)).encode():
-                return "a file in it was altered or lost"
             metadata: Any = self._orbax.metadata(self._place(step))
             stored = jax.tree.leaves(metadata.item_metadata["state"].tree)
             there = {leaf.name.replace(".", "/"): _form(leaf) for leaf in stored}
             restored = self._orbax.restore(self._place(step), args=args) if there == here else None
-        except (ValueError, KeyError, OSError, AttributeError, TypeError) as error:
-            return _line(error)
+        except _UNREADABLE as error:
+            here_wrong, there = _line(error), {}
+        if wrong := [line for line in gather(here_wrong) if line]:
+            return wrong[0]
         if restored is None:
             path = next(path for path in here | there if there.get(path) != here.get(path))
             differs = f"{path} is {there.get(path, 'not there')}, this run's {here.get(path, 'nothing')}"
             raise InputError(f"{self.folder}: step {step} does not fit this run: {differs}")
         state = restored["state"]
         return state._replace(key=jax.random.wrap_key_data(state.key)), restored["extra"]
+
+    def _altered(self, step: int) -> str | None:
+        """What is wrong with the files of a checkpoint, if anything is."""
+        if not self._seal_file(step).is_file():
+            return _UNSEALED
+        try:
+            whole = self._seal_file(step).read_bytes() == _digest(self._place(step)).encode()
+        except OSError as error:
+            return _line(error)
+        return None if whole else "a file in it was altered or lost"
 
     def close(self) -> None:
         """Waits until what was saved is sealed, and ends the threads.

@@ -79,10 +79,10 @@ def mesh_text(sizes: Mapping[str, int]) -> str:
 
 
 def make_mesh(text: str) -> Mesh:
-    """The mesh of a text over the first devices there are.
+    """The mesh of a text over the first devices there are; with several processes over all of them.
 
     Raises:
-      InputError: it is malformed, or has more devices than there are.
+      InputError: it is malformed, or has more devices than there are, or leaves out some of another process.
     """
     sizes = parse_mesh(text)
     count, devices = math.prod(sizes.values()), jax.devices()
@@ -91,12 +91,21 @@ def make_mesh(text: str) -> Mesh:
         raise InputError(
             f"mesh {text!r} has {count} devices; allowed are at most the {len(devices)} there are ({kind})"
         )
+    if jax.process_count() > 1 and count < len(devices):
+        raise InputError(
+            f"mesh {text!r} has {count} devices; of {jax.process_count()} processes all {len(devices)} are needed"
+        )
     kinds = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices[:count])
 
 
 def default_mesh(batch_size: int) -> str:
-    """All accelerators on "data", as many of them as divide the rows; of CPUs one, since they are one in truth."""
+    """All accelerators on "data", as many of them as divide the rows; of CPUs one, since they are one in truth.
+
+    With several processes all devices, whatever they are.
+    """
+    if jax.process_count() > 1:
+        return f"data={jax.device_count()}"
     if jax.default_backend() == "cpu":
         return "data=1"
     return f"data={max(count for count in range(1, jax.device_count() + 1) if batch_size % count == 0)}"
