@@ -24,6 +24,8 @@ class Shape(NamedTuple):
 SHAPES = {
     "minilm": Shape(6, 384, 12, 1536),
     "bert-base": Shape(12, 768, 12, 3072),
+    "bert-large": Shape(24, 1024, 16, 4096),
+    "1b": Shape(24, 1792, 28, 7168),
 }
 SPARSITY = 0.95
 LEARNING_RATE = 3e-5

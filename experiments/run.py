@@ -217,7 +217,7 @@ def write_result(
         "examples_per_second": round(float(np.median(stage.rates)), 1) if stage.rates else None,
         "peak_memory_bytes": peak_bytes(),
         "mesh": mesh_text(prepared.mesh.shape) if prepared.mesh else None,
-        "compilations": len(stage.costs),
+        "compilations": stage.compilations,
         "step_cost": max(stage.costs, key=lambda cost: cost.peak).figures() if stage.costs else None,
         "batch_shapes": [[prepared.train.batch_size, length] for length in prepared.train.lengths],
         **(more or {}),

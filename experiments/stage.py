@@ -1,7 +1,7 @@
 """What happens around the steps of a training: records, evaluations, checkpoints, and the models that are kept."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ class Stage:
       last: metrics of the last evaluation.
       rates: rows per second, by log.
       seconds: before this process began with it.
-      costs: of each program the steps were compiled to.
+      costs: of each program the steps were compiled to, those of earlier processes on the same mesh counted.
+      compilations: how many of them this process has compiled.
       trained: seconds until training was over, those of earlier parts and processes counted.
     """
 
@@ -70,6 +71,7 @@ class Stage:
         self.evaluate, self.removed, self.write, self.sparsity = evaluate, removed, write, sparsity
         self.mesh = mesh or make_mesh("data=1")
         self.costs: list[StepCost] = after.costs if after else []
+        self.compilations = after.compilations if after else 0
         self.recorder = Recorder(folder, phase, title, steps)
         self.checkpoints = Checkpoints(folder / checkpoints)
         self.best: dict[str, Any] = {}
@@ -100,6 +102,8 @@ class Stage:
             state, extra = self.checkpoints.restore(state, say=say)
             self.best, self.last, self.rates = extra["best"], extra["last"], extra["rates"]
             self.seconds = max(self.seconds, extra["seconds"])
+            if extra["mesh"] == mesh_text(self.mesh.shape):
+                self._add_costs(StepCost(**figures) for figures in extra["costs"])
             self.recorder.rewind(int(state.step))
             if not is_over:
                 say(f"going on at step {int(state.step)} of {self.steps}")
@@ -163,9 +167,13 @@ class Stage:
             self.checkpoints.close()
 
     def _note_cost(self, cost: StepCost) -> None:
-        if not self.costs:
+        if not self.compilations:
             say(f"{self.recorder.title}  on {mesh_text(self.mesh.shape)}: {cost}")
-        self.costs.append(cost)
+        self._add_costs([cost])
+        self.compilations += 1
+
+    def _add_costs(self, costs: Iterable[StepCost]) -> None:
+        self.costs += [cost for cost in costs if cost not in self.costs]
 
     def on_log(self, record: LogRecord) -> None:
         self.rates.append(record.examples_per_second)
@@ -187,8 +195,9 @@ class Stage:
         self._checkpoint(state)
 
     def _checkpoint(self, state: TrainState) -> None:
+        costs = {"mesh": mesh_text(self.mesh.shape), "costs": [cost._asdict() for cost in self.costs]}
         extra = {"best": self.best, "last": self.last, "seconds": self.total_seconds(), "rates": self.rates}
-        self.checkpoints.save(state, extra)
+        self.checkpoints.save(state, extra | costs)
 
     def save_model(self, state: TrainState, name: str) -> None:
         """Writes a model folder beside the old one, then puts it in its place."""

@@ -9,7 +9,7 @@ dropout and gates are drawn by position in the whole batch or model.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -78,14 +78,18 @@ def mesh_text(sizes: Mapping[str, int]) -> str:
     return ",".join(f"{name}={size}" for name, size in sizes.items() if size > 1) or "data=1"
 
 
-def make_mesh(text: str) -> Mesh:
+def make_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a text over the first devices there are; with several processes over all of them.
+
+    Args:
+      text: as `parse_mesh` reads it.
+      devices: others than `jax.devices()`, such as those of a `jax.experimental.topologies` description.
 
     Raises:
       InputError: it is malformed, or has more devices than there are, or leaves out some of another process.
     """
     sizes = parse_mesh(text)
-    count, devices = math.prod(sizes.values()), jax.devices()
+    count, devices = math.prod(sizes.values()), jax.devices() if devices is None else devices
     if count > len(devices):
         kind = devices[0].platform
         raise InputError(

@@ -5,30 +5,17 @@ import json
 import os
 import signal
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from short_runs import SHORT, same
 
 from experiments import glue
 from kaprune_jax.train.loop import fit
-
-SHORT = ["--steps", "12", "--teacher-steps", "8", "--batch-size", "8", "--evaluations", "2", "--log-every", "4"]
-SHORT += ["--allow-weak-teacher", "--updates", "4"]
 
 
 @pytest.fixture
 def run(tiny, files, tmp_path):
     """Runs the command on the tiny encoder into a folder of a name; gives the exit code."""
     return lambda name, *flags: glue.main(["--model", str(tiny), *files, "--out", str(tmp_path / name), *SHORT, *flags])
-
-
-def same(one, two, name="model-last"):
-    """The same zeros, and nearly the same weights."""
-    first, second = (load_file(folder / name / "model.safetensors") for folder in (one, two))
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        np.testing.assert_allclose(value, second[key], atol=2e-5, err_msg=key)
-        np.testing.assert_array_equal(value == 0, second[key] == 0, err_msg=key)
 
 
 @pytest.mark.long
