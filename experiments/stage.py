@@ -102,7 +102,7 @@ class Stage:
             state, extra = self.checkpoints.restore(state, say=say)
             self.best, self.last, self.rates = extra["best"], extra["last"], extra["rates"]
             self.seconds = max(self.seconds, extra["seconds"])
-            if extra["mesh"] == mesh_text(self.mesh.shape):
+            if extra.get("mesh") == mesh_text(self.mesh.shape):
                 self._add_costs(StepCost(**figures) for figures in extra["costs"])
             self.recorder.rewind(int(state.step))
             if not is_over:
