@@ -18,8 +18,8 @@ TOPOLOGIES = {4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5
 MESHES = {
     1: ("data=1",),
     8: ("data=8", "fsdp=8"),
-    64: ("data=64", "fsdp=64", "data=8,fsdp=8"),
-    256: ("data=256", "fsdp=256", "data=32,fsdp=8"),
+    64: ("fsdp=64", "data=8,fsdp=8"),
+    256: ("fsdp=256", "data=32,fsdp=8"),
 }
 HEADER = "| encoder | parameters | chips | mesh | held | temporaries | peak | all-gather | all-reduce | others |"
 

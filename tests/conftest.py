@@ -8,17 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Many tests compile the same small programs: compiled once per session, by it or by programs that it starts.
-_compiled = tempfile.TemporaryDirectory(prefix="kaprune-compiled-")
+# Many tests compile the same small programs: compiled once, for all workers of a session and the programs they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="kaprune-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 for _name, _value in {
-    "jax_compilation_cache_dir": _compiled.name,
+    "jax_num_cpu_devices": 8,
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }.items():
     jax.config.update(_name, _value)
     os.environ[_name.upper()] = str(_value)
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
