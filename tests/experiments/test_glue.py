@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -135,12 +136,21 @@ def test_interrupted_then_resumed_gives_the_same_bits(more, run, tiny, files, tm
     assert "to go on: python -m experiments.glue" in said
     assert "--resume" in said
     monkeypatch.setattr("experiments.stage.fit", fit)
+    let_the_clock_go_back(tmp_path / "cut", monkeypatch)
     assert glue.main([*flags, "--out", str(tmp_path / "cut"), "--resume"]) == 0
     for name in ("model", "model-last"):
         one, two = ((tmp_path / run / name / "model.safetensors").read_bytes() for run in ("whole", "cut"))
         assert one == two
     whole, cut = (lines(tmp_path / run / "metrics.jsonl") for run in ("whole", "cut"))
     assert [r for r in whole if r["kind"] == "eval"] == [r for r in cut if r["kind"] == "eval"]
+
+
+def let_the_clock_go_back(folder, monkeypatch):
+    """What is in a folder is from a year to come."""
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() - 366 * 86400)
+    for place in folder.rglob("*"):
+        os.utime(place, (now() + 366 * 86400,) * 2)
 
 
 def test_a_given_teacher_is_used_and_a_foreign_one_refused(run, tiny, files, tmp_path, capsys):
