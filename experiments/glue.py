@@ -1,7 +1,7 @@
 """The main job: `python -m experiments.glue`. Fine-tune or load a teacher, prune while distilling, evaluate, report.
 
 Without flags it runs the built-in offline example. Exit codes: 0 done; 2 bad input; 3 the loss was not finite;
-130 or 143 interrupted, with a checkpoint to go on from.
+4 another process of the run has gone; 130 or 143 interrupted, with a checkpoint to go on from.
 """
 
 import dataclasses

@@ -9,6 +9,8 @@ import functools
 import json
 import os
 import re
+import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -64,6 +66,8 @@ def join(text: str) -> None:
     """
     given = parse_distributed(text)
     address, count, index = given or (None, None, None)
+    if given:
+        _look_for(*given)
     jax.config.update("jax_enable_preemption_service", False)  # signals are the command's own
     try:
         jax.distributed.initialize(
@@ -79,6 +83,35 @@ def join(text: str) -> None:
         if given is None and isinstance(error, ValueError):
             reason = f"no launcher is recognised ({reason}); HOST:PORT,COUNT,INDEX says it all"
         raise InputError(f"distributed {text!r}: {reason}") from None
+
+
+def _look_for(address: str, count: int, index: int) -> None:
+    """Waits until process 0 answers, or, in process 0, looks whether it can: JAX itself ends a process without a word.
+
+    Raises:
+      InputError: nobody answers, or the port is taken.
+    """
+    host, _, port = address.rpartition(":")
+    if index == 0:
+        try:
+            with socket.socket() as opened:
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                opened.bind(("", int(port)))
+        except OSError as error:
+            raise InputError(f"distributed: port {port} of this machine, process 0: {error.strerror}") from None
+        return
+    until = time.monotonic() + MEET_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise InputError(
+                    f"distributed: process {index} of {count} found nobody at {address} in {MEET_SECONDS} s ({error}); "
+                    "process 0 has to run there, and the port to be open"
+                ) from None
+        time.sleep(0.5)
 
 
 def several() -> bool:

@@ -1,15 +1,16 @@
 """Runs of several real processes: what one process gives, whoever of them dies or is asked to stop."""
 
 import json
+import socket
 import sys
 from pathlib import Path
 
 import pytest
-from short_runs import SHORT, same, together
+from short_runs import SHORT, free_port, same, together
 
 from experiments import glue, transfer
 from kaprune_jax._errors import InputError
-from kaprune_jax.train.processes import parse_distributed
+from kaprune_jax.train.processes import join, parse_distributed
 
 DRIVER = str(Path(__file__).with_name("short_runs.py"))
 TALK = """
@@ -145,6 +146,21 @@ def test_processes_that_do_not_fit_together_are_refused_before_anything_is_writt
 def test_a_place_among_the_processes_that_cannot_be_is_refused(text):
     with pytest.raises(InputError, match="auto .* or HOST:PORT,COUNT,INDEX"):
         parse_distributed(text)
+
+
+def test_a_process_that_finds_no_other_says_so(monkeypatch):
+    monkeypatch.setattr("kaprune_jax.train.processes.MEET_SECONDS", 1)
+    with pytest.raises(InputError, match=r"process 1 of 2 found nobody at 127.0.0.1:\d+ in 1 s \(.*refused\)"):
+        join(f"127.0.0.1:{free_port()},2,1")
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port} of this machine, process 0: Address already in use"):
+            join(f"127.0.0.1:{port},2,0")
 
 
 def test_without_a_launcher_auto_says_what_to_give():
