@@ -28,7 +28,7 @@ from experiments.transfer_settings import TransferSettings, couples_teacher, res
 from kaprune_jax._errors import InputError
 from kaprune_jax._reading import read_json
 
-_OURS = ("study", "cell", "out", "resume", "rank")
+_OURS = ("study", "cell", "out", "resume", "rank", "distributed")
 _TEACHER = (
     "task data_dir source train_file dev_file text label model limit_train seed dtype pooling max_length batch_size "
     "evaluations teacher_steps teacher_epochs teacher_learning_rate schedule warmup weight_decay"
