@@ -105,7 +105,7 @@ def test_whoever_stops_or_dies_the_run_goes_on_to_what_one_process_gives(tiny, f
     assert steps == sorted(steps)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_coupled_gates_in_two_processes_give_what_one_process_gives(tiny, tmp_path):
     flags = ["--model", str(tiny), "--task", "micro-rte", *SHORT, "--coupling", "surgery", "--sparsity", "0.5"]
     flags += ["--limit-train", "64", "--auxiliary-rows", "64", "--auxiliary-teacher-steps", "4"]
