@@ -69,6 +69,8 @@ def join(text: str) -> None:
     if given:
         _look_for(*given)
     jax.config.update("jax_enable_preemption_service", False)  # signals are the command's own
+    # Of CPUs, programs that wait in a queue may take turns in another order in each process, and wait for ever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             address,

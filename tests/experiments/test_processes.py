@@ -110,7 +110,9 @@ def test_coupled_gates_in_two_processes_give_what_one_process_gives(tiny, tmp_pa
     flags = ["--model", str(tiny), "--task", "micro-rte", *SHORT, "--coupling", "surgery", "--sparsity", "0.5"]
     flags += ["--limit-train", "64", "--auxiliary-rows", "64", "--auxiliary-teacher-steps", "4"]
     assert transfer.main([*flags, "--out", str(tmp_path / "one")]) == 0
-    ended = processes(2, "transfer", *flags, "--out", str(tmp_path / "many"), "--mesh", "data=2,model=2", devices=2)
+    ended = processes(
+        2, "transfer", *flags, "--out", str(tmp_path / "many"), "--mesh", "data=2,model=2", devices=2, seconds=1200.0
+    )
     assert [each.code for each in ended] == [0, 0], ended
     same(tmp_path / "one", tmp_path / "many")
     one, many = (json.loads((tmp_path / name / "result.json").read_text("utf-8")) for name in ("one", "many"))
