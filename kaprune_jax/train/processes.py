@@ -56,7 +56,7 @@ def parse_distributed(text: str) -> tuple[str, int, int] | None:
 
 
 def join(text: str) -> None:
-    """Meets the other processes of a run; nothing may have been computed with JAX before.
+    """Meets the other processes of a run; nothing may have been computed with JAX before. Of CPUs each is one device.
 
     Args:
       text: as `parse_distributed` reads it.
@@ -69,7 +69,9 @@ def join(text: str) -> None:
     if given:
         _look_for(*given)
     jax.config.update("jax_enable_preemption_service", False)  # signals are the command's own
-    # Of CPUs, programs that wait in a queue may take turns in another order in each process, and wait for ever.
+    # On CPUs collectives block a thread each: those of several devices in a process, or of programs that it has queued,
+    # may take turns in another order than in other processes, and wait for ever.
+    jax.config.update("jax_num_cpu_devices", 1)
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(

@@ -82,11 +82,11 @@ def test_whoever_stops_or_dies_the_run_goes_on_to_what_one_process_gives(tiny, f
     assert glue.main([*flags, "--out", str(tmp_path / "one")]) == 0
     many = [*flags, "--teacher", str(tmp_path / "one"), "--out", str(tmp_path / "many")]
 
-    asked = processes(2, "glue", *many, signals={1: ("SIGTERM", 3)}, devices=2)
+    asked = processes(2, "glue", *many, signals={1: ("SIGTERM", 3)})
     assert [each.code for each in asked] == [130, 143], asked
     assert "stopped at step 10 of 12; to go on: python -m experiments.glue --distributed" in asked[0].error
     assert "to go on" not in asked[1].error
-    assert "on data=4: " in asked[0].out
+    assert "on data=2: " in asked[0].out
     assert not [line for line in asked[1].out.splitlines() if not line.startswith("[Gloo]")]
 
     killed = processes(4, "glue", *many, "--resume", "--mesh", "data=2,model=2", signals={3: ("SIGKILL", 1)})
@@ -110,9 +110,7 @@ def test_coupled_gates_in_two_processes_give_what_one_process_gives(tiny, tmp_pa
     flags = ["--model", str(tiny), "--task", "micro-rte", *SHORT, "--coupling", "surgery", "--sparsity", "0.5"]
     flags += ["--limit-train", "64", "--auxiliary-rows", "64", "--auxiliary-teacher-steps", "4"]
     assert transfer.main([*flags, "--out", str(tmp_path / "one")]) == 0
-    ended = processes(
-        2, "transfer", *flags, "--out", str(tmp_path / "many"), "--mesh", "data=2,model=2", devices=2, seconds=1200.0
-    )
+    ended = processes(2, "transfer", *flags, "--out", str(tmp_path / "many"), "--mesh", "model=2", seconds=1200.0)
     assert [each.code for each in ended] == [0, 0], ended
     same(tmp_path / "one", tmp_path / "many")
     one, many = (json.loads((tmp_path / name / "result.json").read_text("utf-8")) for name in ("one", "many"))
