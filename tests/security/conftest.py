@@ -1,4 +1,4 @@
-"""Bounds on what reading may cost."""
+"""What reading may cost, and how a refusal has to sound."""
 
 import contextlib
 import time
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from experiments.memory import peak_bytes, restart_peak
+from kaprune_jax._errors import InputError
 
 
 @contextlib.contextmanager
@@ -23,3 +24,18 @@ def _bounds(mebibytes: float, seconds: float) -> Iterator[None]:
 def bounds() -> Callable[..., contextlib.AbstractContextManager[None]]:
     """`with bounds(mebibytes, seconds):` more memory or processor time than that is a failure."""
     return _bounds
+
+
+@pytest.fixture
+def refused(bounds):
+    """Runs what must be refused, within 64 MiB and a few seconds; gives the line."""
+
+    def run(read, *arguments, mebibytes=64, seconds=10) -> str:
+        with bounds(mebibytes, seconds), pytest.raises(InputError) as caught:
+            read(*arguments)
+        said = str(caught.value)
+        assert said.isprintable()
+        assert len(said) < 2100
+        return said
+
+    return run
