@@ -13,7 +13,7 @@ import argparse
 import os
 from typing import Any
 
-TOPOLOGIES = {4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
+TOPOLOGIES = {8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"}
 MESHES = {
     1: ("data=1",),
     8: ("data=8", "fsdp=8"),
@@ -70,8 +70,7 @@ def main() -> None:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--shapes", default="bert-base,bert-large,1b", help="encoders, comma-separated")
-    parser.add_argument("--devices", default="8,64,256", help="numbers of devices, comma-separated")
-    parser.add_argument("--meshes", help="colon-separated, each for its own number of devices, instead of the usual")
+    parser.add_argument("--devices", default="8,64,256", help="comma-separated; on a CPU also 1")
     parser.add_argument("--for", dest="kind", choices=("tpu", "cpu"), default="tpu", help="what to compile for")
     parser.add_argument("--rows", type=int, default=32, help="rows of a batch per device that divides rows")
     parser.add_argument("--length", type=int, default=128, help="tokens per row")
@@ -86,7 +85,7 @@ def main() -> None:
     print(HEADER + "\n" + "| --- " * HEADER.count(" | ") + "| --- |", flush=True)
     for shape in given.shapes.split(","):
         for count in counts:
-            for mesh in given.meshes.split(":") if given.meshes else MESHES[count]:
+            for mesh in MESHES[count]:
                 devices = devices_of(given.kind, count)
                 try:
                     cost, size = compile_step(

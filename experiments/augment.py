@@ -74,17 +74,14 @@ def add_rows(prepared: Prepared, teacher: Model, out: Path, should_stop: ShouldS
 
 
 def _make(prepared: Prepared) -> Augmented:
-    """Makes the rows and writes them; what process 0 has made, the others read."""
-    settings, made = prepared.settings, []
-    on_first(lambda: made.append(_make_rows(prepared)))
-    if made:
-        return made[0]
+    """The rows that process 0 makes and writes."""
     assert prepared.proposer is not None
-    header = make_header(settings, prepared.data, prepared.proposer)
-    return read_rows(augmented_file(settings), header, prepared.data.train.texts)
+    on_first(lambda: _write(prepared))
+    header = make_header(prepared.settings, prepared.data, prepared.proposer)
+    return read_rows(augmented_file(prepared.settings), header, prepared.data.train.texts)
 
 
-def _make_rows(prepared: Prepared) -> Augmented:
+def _write(prepared: Prepared) -> None:
     settings, rows, model = prepared.settings, prepared.data.train.texts, prepared.proposer
     assert settings.augment is not None
     assert model is not None
@@ -98,7 +95,6 @@ def _make_rows(prepared: Prepared) -> Augmented:
     means = "masked language model" if model.config.head == "masked-lm" else "input embeddings"
     took = time.perf_counter() - began
     say(f"{len(made.texts)} augmented rows, candidates by {means}, made in {took:.0f} s and kept in {file}")
-    return made
 
 
 def _without_equal(own: Encoded, made: Augmented, new: Encoded) -> tuple[Augmented, Encoded]:

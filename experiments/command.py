@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from experiments.lock import release
 from experiments.settings import Settings
-from kaprune_jax._errors import InputError
+from kaprune_jax._errors import InputError, one_line
 
 S = TypeVar("S", bound=Settings)
 
@@ -81,8 +81,7 @@ def run_command(read: Callable[[], S], run: Callable[[S, Stop], None], arguments
     except InputError as error:
         code, line, known = 2, f"error: {error}", isinstance(error, Agreed)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        code, line, known = 2, f"error: {where}{error.strerror or error}", False
+        code, line, known = 2, f"error: {one_line(error)}", False
     except Exception as error:
         if not several():
             raise
@@ -111,8 +110,7 @@ def _join(settings: Settings) -> None:
         join(settings.distributed)
     except InputError as error:
         raise InputError(f"--{error}") from None
-    own = ("distributed", "data_dir", "model", "teacher", "out")  # places may be called otherwise on another machine
-    flags = {name: value for name, value in dataclasses.asdict(settings).items() if name not in own}
+    flags = dataclasses.asdict(dataclasses.replace(settings, distributed=None))
     check_same({f"--{name.replace('_', '-')}": value for name, value in flags.items()})
 
 

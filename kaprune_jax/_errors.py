@@ -3,6 +3,14 @@
 _LONGEST = 2000
 
 
+def one_line(error: Exception) -> str:
+    """What a person needs of an error: of the system's, the file and what it said."""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    return str(error)
+
+
 class InputError(ValueError):
     """Bad input, said in one line: where it was given (file, row or flag), the value, and what is allowed.
 

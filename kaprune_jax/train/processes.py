@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import numpy as np
 
-from kaprune_jax._errors import InputError
+from kaprune_jax._errors import InputError, one_line
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -148,7 +148,7 @@ def on_first(work: Callable[[], T]) -> T:
             value = work()
             outcome = {"value": value}
         except (InputError, OSError) as error:
-            outcome = {"error": _line(error)}
+            outcome = {"error": one_line(error)}
         finally:
             _alone = False
     outcome = json.loads(_gather_bytes(json.dumps(outcome, default=os.fspath).encode(), first_only=True)[0])
@@ -179,7 +179,7 @@ def on_all(work: Callable[[], T]) -> T:
     try:
         value, line = work(), ""
     except (InputError, OSError) as error:
-        line = _line(error)
+        line = one_line(error)
     lines = gather(line)
     if failed := [(index, line) for index, line in enumerate(lines) if line]:
         index, line = failed[0]
@@ -211,12 +211,6 @@ def check_same(values: Mapping[str, Any]) -> None:
 def agree(wish: bool) -> bool:
     """Whether any process wishes it."""
     return any(gather("x" if wish else ""))
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    return str(error)
 
 
 def _gather_bytes(own: bytes, *, first_only: bool = False) -> list[bytes]:

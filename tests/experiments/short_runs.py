@@ -50,18 +50,17 @@ def free_port() -> int:
 
 
 def together(
-    programs: list[list[str]], *, devices: int = 1, seconds: float = 300.0, environment: dict[str, str] | None = None
+    programs: list[list[str]], *, seconds: float = 300.0, environment: dict[str, str] | None = None
 ) -> list[Ended]:
     """Runs Python programs beside each other, "ADDRESS" in their arguments being one that is free.
 
     Args:
       programs: arguments of each.
-      devices: that each has.
       seconds: after which they are ended.
       environment: besides this process's own.
     """
     address = f"127.0.0.1:{free_port()}"
-    given = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)} | (environment or {})
+    given = os.environ | {"JAX_PLATFORMS": "cpu"} | (environment or {})
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=given)
     running = [
         subprocess.Popen([sys.executable, *(part.replace("ADDRESS", address) for part in program)], **pipes)
