@@ -153,7 +153,7 @@ class Stage:
                 state,
                 MeshBatches(batches, self.mesh),
                 steps=self.steps,
-                hooks=Hooks(self.on_log, self.on_eval, self.on_pause, should_stop),
+                hooks=Hooks(self.on_log, self.on_eval, self.on_pause, should_stop, aside=lambda: program.seconds),
                 teacher_params=teachers,
                 log_every=settings.log_every,
                 eval_every=max(1, -(-(run_steps or self.steps) // settings.evaluations)),

@@ -46,8 +46,8 @@ class LogRecord(NamedTuple):
       asked: sparsity asked for at the last of them, in [0, 1).
       delivered: fraction of prunable weights removed after the last of them.
       expected: with gates, the sparsity they are expected to give; else None.
-      examples_per_second: rows, including evaluation-free time only.
-      remaining: estimated seconds to the end of the phase, without evaluations.
+      examples_per_second: rows, of the time for steps only, without evaluations and `Hooks.aside`.
+      remaining: estimated seconds to the end of the phase, at that rate.
     """
 
     step: int
@@ -78,12 +78,14 @@ class Hooks:
       on_eval: called every `eval_every` steps and at the end, only ever with finite losses and parameters.
       on_pause: called when a stop was asked for, before `Interrupted` is raised.
       should_stop: asked after every step.
+      aside: seconds that went into other things than steps up to now, such as compiling.
     """
 
     on_log: Callable[[LogRecord], None]
     on_eval: Callable[[TrainState], None]
     on_pause: Callable[[TrainState], None] = lambda state: None
     should_stop: Callable[[], bool] = lambda: False
+    aside: Callable[[], float] = lambda: 0.0
 
 
 def fit(
@@ -116,7 +118,7 @@ def fit(
     """
     waiting: list[StepMetrics] = []
     number = int(state.step)
-    began = time.perf_counter()
+    began = time.perf_counter() - hooks.aside()
     while number < steps:
         state, metrics = step(state, teacher_params, batches[number])
         number += 1
@@ -124,7 +126,9 @@ def fit(
         stop = hooks.should_stop()
         evaluate = number % eval_every == 0 or number == steps
         if evaluate or stop or number % log_every == 0:
-            record = _summarise(number, steps, jax.device_get(waiting), batches.batch_size, began)
+            metrics = jax.device_get(waiting)
+            spent = time.perf_counter() - hooks.aside() - began
+            record = _summarise(number, steps, metrics, batches.batch_size, spent)
             if (evaluate or stop) and not _all_finite(state.params):
                 raise Diverged(number, float("nan"))
             hooks.on_log(record)
@@ -134,7 +138,7 @@ def fit(
             if stop and number < steps:
                 hooks.on_pause(state)
                 raise Interrupted(f"stopped at step {number} of {steps}")
-            began = time.perf_counter()
+            began = time.perf_counter() - hooks.aside()
     return state
 
 
@@ -144,14 +148,14 @@ def _all_finite(params: Params) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
 
 
-def _summarise(number: int, steps: int, waiting: list[Any], batch_size: int, began: float) -> LogRecord:
+def _summarise(number: int, steps: int, waiting: list[Any], batch_size: int, spent: float) -> LogRecord:
     first = number - len(waiting) + 1
     for offset, metrics in enumerate(waiting):
         if not math.isfinite(metrics.loss):
             raise Diverged(first + offset, float(metrics.loss))
         if metrics.grad_square is not None and not math.isfinite(metrics.grad_square):
             raise Diverged(first + offset, float(metrics.grad_square), what="the squared norm of the gradient")
-    seconds = (time.perf_counter() - began) / len(waiting)
+    seconds = spent / len(waiting)
 
     def mean(values) -> float:
         return float(sum(values) / len(waiting))

@@ -1,5 +1,6 @@
 """The training step as programs that are compiled once, on a mesh, and whose cost is known."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ class CompiledStep:
 
     Attributes:
       costs: of each program, in the order of their first use.
+      seconds: that compiling them took.
     """
 
     def __init__(
@@ -28,13 +30,16 @@ class CompiledStep:
         """
         self.step, self.mesh, self.on_compile = step, mesh, on_compile
         self.costs: list[StepCost] = []
+        self.seconds = 0.0
         self._programs: dict[Any, Any] = {}
 
     def __call__(self, state: Any, teacher_params: Params | None, batch: Mapping[str, Any]) -> Any:
         """One step: the new state, and its metrics."""
         shapes = jax.tree.structure(batch), tuple(leaf.shape for leaf in jax.tree.leaves(batch))
         if shapes not in self._programs:
+            began = time.perf_counter()
             self._programs[shapes] = self.lower(state, teacher_params, batch).compile()
+            self.seconds += time.perf_counter() - began
             self.costs.append(step_cost(self._programs[shapes]))
             self.on_compile(self.costs[-1])
         return self._programs[shapes](state, teacher_params, batch)

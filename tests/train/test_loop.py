@@ -49,6 +49,24 @@ def test_logs_means_and_evaluates_at_the_end():
     assert logs[0].remaining > 0 == logs[-1].remaining
 
 
+def test_what_is_left_does_not_count_the_seconds_of_compiling(monkeypatch):
+    step, state = pieces()
+    now, compiled = [0.0], [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def slow_first(state, teacher, batch):
+        now[0] += 1.0
+        if not compiled[0]:
+            now[0] += 60.0
+            compiled[0] += 60.0
+        return step(state, teacher, batch)
+
+    logs, evals = [], []
+    own = hooks(logs, evals, aside=lambda: compiled[0])
+    fit(slow_first, state, Numbers(), steps=10, hooks=own, log_every=4, eval_every=5)
+    assert [(record.remaining, record.examples_per_second) for record in logs] == [(6, 4), (5, 4), (2, 4), (0, 4)]
+
+
 def test_stops_at_the_first_loss_that_is_not_finite_without_an_evaluation():
     step, state = pieces()
 
