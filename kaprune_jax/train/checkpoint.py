@@ -8,11 +8,13 @@ writes the parts of arrays that lie on its devices, and process 0 does all else.
 import contextlib
 import copy
 import errno
+import functools
 import hashlib
 import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -92,6 +94,21 @@ def sealed_steps(folder: Path) -> list[int]:
     return [step for step in _steps(folder) if (folder / f"{step}.sha256").is_file()]
 
 
+@functools.cache
+def _drop_late_answers() -> None:
+    """Silences, once, files that report to an event loop which Orbax closed when another of them could not be written.
+
+    Nobody waits for them, and Python would print a traceback beside the one line that says what is wrong.
+    """
+    usual = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+
+
 class Checkpoints:
     """The newest states of a phase, with what the loop knows beside them, in one folder."""
 
@@ -107,6 +124,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "seal")
         handlers = {"state": ocp.StandardCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+        _drop_late_answers()
         self._silent = lambda record: False  # Orbax prints hundreds of lines beside the one error that is raised
         logging.getLogger("absl").addFilter(self._silent)
 

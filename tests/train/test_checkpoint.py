@@ -1,6 +1,8 @@
 import errno
 import os
 import resource
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import optax
 import pytest
 
 from kaprune_jax._errors import InputError
-from kaprune_jax.train.checkpoint import Checkpoints, _digest, sealed_steps
+from kaprune_jax.train.checkpoint import Checkpoints, _digest, _drop_late_answers, sealed_steps
 from kaprune_jax.train.step import init_state
 
 
@@ -292,6 +294,15 @@ def test_a_disk_that_fills_up_in_spite_of_the_room_that_was_there(checkpoints, m
     again.close()
     assert sealed_steps(again.folder) == [1, 2]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("message", "shown"), [("Event loop is closed", 0), ("of another kind", 1)])
+def test_files_that_report_to_nobody_after_a_failure_print_nothing(tmp_path, monkeypatch, message, shown):
+    seen = []
+    monkeypatch.setattr("sys.unraisablehook", seen.append)
+    _drop_late_answers.__wrapped__()
+    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(message)))
+    assert len(seen) == shown
 
 
 def test_what_is_not_sealed_is_no_checkpoint(tmp_path):
