@@ -39,8 +39,8 @@ from kaprune_jax.l0.gates import sparsity_of, still_gates
 from kaprune_jax.l0.materialize import shrink
 from kaprune_jax.models.bert import PRUNABLE
 from kaprune_jax.models.config import BertConfig
-from kaprune_jax.train.checkpoint import sealed_steps
 from kaprune_jax.train.processes import on_first
+from kaprune_jax.train.seals import sealed_steps
 from kaprune_jax.train.sharding import fetch
 from kaprune_jax.train.step import PROJECTION, TrainState, init_state
 from kaprune_jax.transfer.sharing import Share, make_store, parts_of, shares_weights

@@ -9,7 +9,6 @@ import contextlib
 import copy
 import errno
 import functools
-import hashlib
 import logging
 import os
 import re
@@ -26,10 +25,10 @@ import orbax.checkpoint as ocp
 
 from kaprune_jax._errors import InputError
 from kaprune_jax._tree import path_string
+from kaprune_jax.train import seals
 from kaprune_jax.train.processes import gather, is_first, on_first
 from kaprune_jax.train.step import TrainState
 
-_UNSEALED = "its writing was interrupted"
 _UNREADABLE = (ValueError, KeyError, OSError, AttributeError, TypeError)
 
 
@@ -66,32 +65,12 @@ def _reserve(folder: Path, size: int) -> None:
                     raise
 
 
-def _digest(folder: Path) -> str:
-    """SHA-256 (hex) over the names and bytes of all files below a folder."""
-    digest = hashlib.sha256()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
-
-
 def _line(error: Exception) -> str:
     """The first line of an error; of tensorstore's, which are long, what the system said."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(code[1])) if code else (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _steps(folder: Path) -> list[int]:
-    """The steps that have a folder, oldest first."""
-    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir())
-
-
-def sealed_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in a folder that were written to their end, oldest first."""
-    return [step for step in _steps(folder) if (folder / f"{step}.sha256").is_file()]
 
 
 @functools.cache
@@ -162,7 +141,7 @@ class Checkpoints:
         """Looks whether there is room for a checkpoint, and takes the seal from a damaged one in its place."""
         try:
             _reserve(self.folder, needed)
-            self._seal_file(step).unlink(missing_ok=True)
+            seals.place(self.folder, step).unlink(missing_ok=True)
         except OSError as error:
             reason = f"{needed / 1e6:.1f} MB: {_line(error)}"
             raise InputError(f"{self.folder}: step {step} cannot be written ({reason})") from None
@@ -187,27 +166,22 @@ class Checkpoints:
         self._orbax.wait_until_finished()
         if not is_first():
             return
-        partial = self.folder / f".{step}.sha256"
-        partial.write_text(_digest(self._place(step)), "utf-8")
-        os.replace(partial, self._seal_file(step))
-        kept = [old for old in sealed_steps(self.folder) if old <= step][-self.keep :]  # later ones were damaged
+        seals.write(self.folder, step)
+        kept = [old for old in seals.sealed_steps(self.folder) if old <= step][-self.keep :]  # later ones were damaged
         for seal in self.folder.glob("[0-9]*.sha256"):
             if seal.stem not in map(str, kept):
                 seal.unlink(missing_ok=True)
-        for old in set(_steps(self.folder)) - set(kept):
+        for old in set(seals.steps(self.folder)) - set(kept):
             shutil.rmtree(self._place(old))
 
     def _place(self, step: int) -> Path:
         return self.folder.absolute() / str(step)
 
-    def _seal_file(self, step: int) -> Path:
-        return self.folder / f"{step}.sha256"
-
     @property
     def latest(self) -> int | None:
         """The newest step whose checkpoint is sealed."""
         self.wait()
-        return on_first(lambda: max(sealed_steps(self.folder), default=None))
+        return on_first(lambda: max(seals.sealed_steps(self.folder), default=None))
 
     @property
     def newest(self) -> Path | None:
@@ -219,7 +193,7 @@ class Checkpoints:
     def interrupted(self) -> list[int]:
         """The steps whose writing was interrupted, oldest first."""
         self.wait()
-        return on_first(lambda: sorted(set(_steps(self.folder)) - set(sealed_steps(self.folder))))
+        return on_first(lambda: sorted(set(seals.steps(self.folder)) - set(seals.sealed_steps(self.folder))))
 
     def restore(
         self, like: TrainState, *, say: Callable[[str], None] = lambda line: None
@@ -235,7 +209,7 @@ class Checkpoints:
         """
         self.wait()
         damaged: dict[int, str] = {}
-        for step in reversed(on_first(lambda: _steps(self.folder))):
+        for step in reversed(on_first(lambda: seals.steps(self.folder))):
             read = self._read(step, like)
             if isinstance(read, str):
                 damaged[step] = read
@@ -258,7 +232,7 @@ class Checkpoints:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
         here = {path_string(path): _form(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
-        if altered := on_first(lambda: self._altered(step)):
+        if altered := on_first(lambda: seals.altered(self.folder, step)):
             return altered
         here_wrong, restored = "", None
         try:
@@ -276,16 +250,6 @@ class Checkpoints:
             raise InputError(f"{self.folder}: step {step} does not fit this run: {differs}")
         state = restored["state"]
         return state._replace(key=jax.random.wrap_key_data(state.key)), restored["extra"]
-
-    def _altered(self, step: int) -> str | None:
-        """What is wrong with the files of a checkpoint, if anything is."""
-        if not self._seal_file(step).is_file():
-            return _UNSEALED
-        try:
-            whole = self._seal_file(step).read_bytes() == _digest(self._place(step)).encode()
-        except OSError as error:
-            return _line(error)
-        return None if whole else "a file in it was altered or lost"
 
     def close(self) -> None:
         """Waits until what was saved is sealed, and ends the threads.

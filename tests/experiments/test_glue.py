@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 import kaprune_jax as kp
 from experiments import glue
 from kaprune_jax.models.bert import init_params
-from kaprune_jax.train.checkpoint import sealed_steps
 from kaprune_jax.train.loop import fit
+from kaprune_jax.train.seals import sealed_steps
 
 QUICK = ["--epochs", "6", "--teacher-epochs", "40", "--batch-size", "8", "--evaluations", "3", "--log-every", "5"]
 QUICK += ["--learning-rate", "3e-3", "--teacher-learning-rate", "3e-3", "--allow-weak-teacher"]

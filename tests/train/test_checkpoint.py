@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from kaprune_jax._errors import InputError
-from kaprune_jax.train.checkpoint import Checkpoints, _digest, _drop_late_answers, sealed_steps
+from kaprune_jax.train.checkpoint import Checkpoints, _drop_late_answers
+from kaprune_jax.train.seals import digest, sealed_steps
 from kaprune_jax.train.step import init_state
 
 
@@ -120,7 +121,7 @@ def test_what_is_sealed_but_cannot_be_read_is_passed_over(checkpoints):
         checkpoints.save(state_of(4, step), {})
     checkpoints.wait()
     empty(checkpoints.folder / "8" / "state" / "_METADATA")
-    (checkpoints.folder / "8.sha256").write_text(_digest(checkpoints.folder / "8"))
+    (checkpoints.folder / "8.sha256").write_text(digest(checkpoints.folder / "8"))
     said = []
     assert int(checkpoints.restore(state_of(4), say=said.append)[0].step) == 4
     assert len(said) == 1
@@ -174,7 +175,7 @@ def test_an_error_while_files_are_written_is_said_by_the_next_save_or_at_the_clo
         checkpoints = Checkpoints(tmp_path / late)
         checkpoints.save(state_of(4, 1), {})
         checkpoints.wait()
-        monkeypatch.setattr("kaprune_jax.train.checkpoint._digest", full)
+        monkeypatch.setattr("kaprune_jax.train.seals.digest", full)
         checkpoints.save(state_of(4, 2), {})
         with pytest.raises(InputError, match=r"step 2 cannot be written \(Input/output error\)"):
             checkpoints.save(state_of(4, 3), {}) if late == "save" else checkpoints.close()
