@@ -42,6 +42,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("models", nargs="*", metavar="RUN_OR_MODEL", help="run or model folders")
     parser.add_argument("--shapes", help=f"random weights of these sizes instead: {', '.join(SHAPES)}, comma-separated")
     parser.add_argument("--densities", default="0.2,0.1,0.05", help="with --shapes: blocks that are left, in (0, 1]")
+    parser.add_argument(
+        "--within", metavar="HEADS,UNITS", help="with --shapes: heads and units of each layer that have blocks at all"
+    )
     parser.add_argument("--batch", default="1,8,32", help="rows of a call, each >= 1")
     parser.add_argument("--length", type=int, default=128, help="tokens of a row, >= 1")
     parser.add_argument("--backend", default="auto", choices=backends, help="of packed matrices")
@@ -56,6 +59,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     settings.rivals = [name for name in settings.rivals.split(",") if name]
     settings.batch = _numbers("batch", settings.batch, int, lambda n: n >= 1, "whole numbers >= 1")
     settings.densities = _numbers("densities", settings.densities, float, lambda x: 0 < x <= 1, "fractions in (0, 1]")
+    if settings.within is not None:
+        if not settings.shapes:
+            raise InputError(f"--within {settings.within}: only with --shapes")
+        settings.within = tuple(_numbers("within", settings.within, int, lambda n: n >= 1, "two whole numbers >= 1"))
+        if len(settings.within) != 2:
+            raise InputError(f"--within {settings.within[0]}: two whole numbers >= 1, comma-separated, are needed")
     for name, allowed in (("shapes", SHAPES), ("rivals", RIVALS)):
         for value in getattr(settings, name):
             if value not in allowed:

@@ -63,7 +63,11 @@ def _saved(name: str, settings: argparse.Namespace) -> Subject:
 
 
 def random_subjects(settings: argparse.Namespace) -> list[Subject]:
-    """One for every shape and density: as many blocks of 32 by 128 in every panel, at random places."""
+    """One for every shape and density: as many blocks of 32 by 128 in every panel, at random places.
+
+    Raises:
+      InputError: more heads, units, positions or weights are asked for than there are.
+    """
     return [_random(name, density, settings) for name in settings.shapes for density in settings.densities]
 
 
@@ -72,18 +76,39 @@ def _random(name: str, density: float, settings: argparse.Namespace) -> Subject:
     whole = BertConfig(30522, hidden, layers, heads, units, head="classification", labels=("no", "yes"))
     if settings.length > whole.max_position_embeddings:
         raise InputError(f"--length {settings.length}: {name} has {whole.max_position_embeddings} positions")
+    within, subject_name = None, f"{name}, random blocks"
+    if settings.within:
+        within = _within(name, density, settings.within)
+        subject_name += " in {} heads and {} units of a layer".format(*settings.within)
 
     def subject(batch: int, peaks: Peaks) -> list[dict[str, Any]]:
-        params = random_blocks(init_params(whole, jax.random.key(settings.seed)), density=density, seed=settings.seed)
+        start = init_params(whole, jax.random.key(settings.seed))
+        params = random_blocks(start, density=density, within=within, seed=settings.seed)
         matrices = [leaf for _, leaf in select(params, PRUNABLE)]
         kept = sum(int(np.count_nonzero(leaf)) for leaf in matrices)
-        about = {"subject": f"{name}, random blocks", "sparsity": 1.0 - kept / sum(leaf.size for leaf in matrices)}
+        about = {"subject": subject_name, "sparsity": 1.0 - kept / sum(leaf.size for leaf in matrices)}
         options = {"batch": batch, "length": settings.length, "backend": settings.backend, "seed": settings.seed}
         return _rows(
             encoder_variants(whole, params, whole=whole, kept=kept, **options), whole, batch, settings, peaks, about
         )
 
     return subject
+
+
+def _within(name: str, density: float, kept: tuple[int, int]) -> tuple[int, int]:
+    """Value dimensions and units that blocks are left in.
+
+    Raises:
+      InputError: there are fewer, or they cannot hold so many blocks.
+    """
+    hidden, _, heads, units = SHAPES[name]
+    flag = f"--within {kept[0]},{kept[1]}"
+    if kept[0] > heads or kept[1] > units:
+        raise InputError(f"{flag}: {name} has {heads} heads and {units} units in a layer")
+    held = min(kept[0] / heads, kept[1] / units)
+    if density > held:
+        raise InputError(f"{flag}: that is {held:.3g} of a matrix of {name}, too little for --densities {density:g}")
+    return kept[0] * hidden // heads, kept[1]
 
 
 def single_products(settings: argparse.Namespace, peaks: Peaks) -> list[dict[str, Any]]:

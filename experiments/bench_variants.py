@@ -86,16 +86,34 @@ def smaller_config(whole: BertConfig, kept: int) -> BertConfig:
     return whole.replace(layers=shapes, attention_head_size=size, pooler_size=hidden)
 
 
-def random_blocks(params: Params, *, density: float, seed: int = 0) -> Params:
-    """Random zeros in blocks of 32 by 128: every panel of 128 outputs keeps as many, give or take one for the total."""
+def random_blocks(params: Params, *, density: float, within: tuple[int, int] | None = None, seed: int = 0) -> Params:
+    """Random zeros in blocks of 32 by 128: every panel of 128 outputs keeps as many, give or take one for the total.
+
+    Args:
+      params: of a whole encoder.
+      density: fraction of the blocks that is kept, in (0, 1].
+      within: value dimensions and units of each layer that may have any, all of them by default; these then have as
+        many as makes `density` of the whole.
+      seed: of the places.
+    """
     random = np.random.default_rng(seed)
     params = jax.tree.map(np.array, params)
     for layer in params["encoder"]["layers"].values():
-        for part in (*layer["attention"].values(), *layer["ffn"].values()):
-            blocks, panels = -(-part["kernel"].shape[0] // 32), -(-part["kernel"].shape[1] // 128)
-            keep = _balanced(random, blocks, panels, density)
-            full = np.repeat(np.repeat(keep, 32, 0), 128, 1)
-            part["kernel"] *= full[: part["kernel"].shape[0], : part["kernel"].shape[1]]
+        attention, ffn = layer["attention"], layer["ffn"]
+        values, units = within or (attention["value"]["kernel"].shape[1], ffn["up"]["kernel"].shape[1])
+        for part, rows, columns in (
+            *((attention[name], None, values) for name in ("query", "key", "value")),
+            (attention["output"], values, None),
+            (ffn["up"], None, units),
+            (ffn["down"], units, None),
+        ):
+            kernel = part["kernel"]
+            corner = kernel[:rows, :columns]
+            blocks, panels = -(-corner.shape[0] // 32), -(-corner.shape[1] // 128)
+            keep = _balanced(random, blocks, panels, density * kernel.size / corner.size)
+            mask = np.zeros(kernel.shape, bool)
+            mask[:rows, :columns] = np.repeat(np.repeat(keep, 32, 0), 128, 1)[: corner.shape[0], : corner.shape[1]]
+            part["kernel"] = kernel * mask
     return params
 
 

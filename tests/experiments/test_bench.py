@@ -82,6 +82,16 @@ def test_random_blocks_are_balanced(params):
             assert np.ptp(tiles.sum(axis=0)) <= 1
 
 
+def test_random_blocks_in_some_heads_and_units(params):
+    for layer in random_blocks(params, density=0.25, within=(64, 128))["encoder"]["layers"].values():
+        kernels = [part["kernel"] for part in (*layer["attention"].values(), *layer["ffn"].values())]
+        assert [np.count_nonzero(kernel) / kernel.size for kernel in kernels] == [0.25] * 6
+        assert not layer["attention"]["query"]["kernel"][:, 64:].any()
+        assert not layer["attention"]["output"]["kernel"][64:].any()
+        assert not layer["ffn"]["up"]["kernel"][:, 128:].any()
+        assert not layer["ffn"]["down"]["kernel"][128:].any()
+
+
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.6])
 def test_the_smaller_dense_model_has_as_many_weights(share):
     whole = BertConfig(50, 768, 12, 12, 3072, 64)
@@ -164,6 +174,11 @@ def test_random_weights_are_drawn_as_speed_against_sparsity(tmp_path):
         (["--shapes", "minilm", "--batch", "1,x"], "--batch 1,x: whole numbers >= 1"),
         (["--shapes", "minilm", "--batch", "0"], "--batch 0"),
         (["--shapes", "minilm", "--densities", "0"], "--densities 0: fractions in (0, 1]"),
+        (["--shapes", "minilm", "--within", "6"], "--within 6: two whole numbers >= 1"),
+        (["--shapes", "minilm", "--within", "6,x"], "--within 6,x: two whole numbers >= 1"),
+        (["--shapes", "minilm", "--within", "6,1537"], "--within 6,1537: minilm has 12 heads and 1536 units"),
+        (["--shapes", "minilm", "--within", "6,77"], "0.0501 of a matrix of minilm, too little for --densities 0.2"),
+        (["here", "--within", "6,640"], "--within 6,640: only with --shapes"),
         (["--shapes", "minilm", "--length", "0"], "--length 0"),
         (["--shapes", "minilm", "--length", "600"], "minilm has 512 positions"),
         (["--shapes", "minilm", "--rivals", "tensorrt"], "--rivals tensorrt: allowed: torch, onnxruntime"),
