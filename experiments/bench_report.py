@@ -20,8 +20,8 @@ _READ_AS = (
 )
 _MEANING = (
     "dense: the model before pruning. zeros in place: the pruned model as it is saved, in dense products. cut out: a "
-    "structured model as it is saved. compiled: what kp.compile makes of it. smaller dense: a dense model of as many "
-    "weights as the pruned one keeps, untrained."
+    "structured model as it is saved. smaller dense: a dense model of about as many weights as the pruned one keeps, "
+    "untrained. compiled: what kp.compile makes of the pruned model, or of the one before the comma."
 )
 
 

@@ -1,5 +1,6 @@
 """The ways to run an encoder that the benchmark compares, each compiled ahead of time with its weights as arguments."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from experiments.bench_cost import dense_costs, linear_cost, packed_costs
 from experiments.bench_timing import Variant
 from kaprune_jax._typing import Params
-from kaprune_jax.deploy.packed import make_forward, pack_model
+from kaprune_jax.deploy.compile import make_program
 from kaprune_jax.kernels.block_sparse.api import Backend, matmul_features_major
 from kaprune_jax.kernels.block_sparse.format import pack
 from kaprune_jax.models.bert import init_params, make_apply
@@ -60,27 +61,38 @@ def encoder_variants(
         call = lambda: jax.block_until_ready(compiled(held, *inputs))  # noqa: E731
         found.append(Variant(name, call, expected, NEAR[dtype], costs, about))
 
+    def add_compiled(name: str, config: BertConfig, params: Params, expected) -> None:
+        program = make_program(params, config, batch=batch, length=length, backend=backend)
+        packed = program.weights is not params
+        costs = packed_costs(program.weights, batch, length) if packed else dense_costs(config, batch, length)
+        add(name, program.function, program.weights, expected, costs)
+        found[-1].about["plan"] = [choice._asdict() for choice in program.plan]
+
     for dtype, size in (("float32", 4), ("bfloat16", 2)):
         name = "dense" if dtype == "float32" else f"dense {dtype}"
         add(name, _logits(whole, dtype), dense, None, dense_costs(whole, batch, length, size), dtype)
+    add_compiled("dense, compiled", whole, dense, None)
     name = "cut out" if config.is_shrunk else "zeros in place"
     add(name, _logits(config, "float32"), params, expected, dense_costs(config, batch, length))
-    weights, plan = pack_model(params, config, backend=backend)
-    add("compiled", make_forward(config), weights, expected, packed_costs(weights, batch, length))
-    found[-1].about["plan"] = [choice._asdict() for choice in plan]
+    add_compiled("compiled", config, params, expected)
     if not config.is_shrunk:
         like = smaller_config(whole, kept)
         small = init_params(like, jax.random.key(seed))
         add("smaller dense", _logits(like, "float32"), small, None, dense_costs(like, batch, length))
-        found[-1].about["layers"] = [[len(shape.heads), shape.ffn] for shape in like.layers]
+        add_compiled("smaller dense, compiled", like, small, None)
+        found[-1].about["layers"] = found[-2].about["layers"] = [[len(shape.heads), shape.ffn] for shape in like.layers]
     return found
 
 
 def smaller_config(whole: BertConfig, kept: int) -> BertConfig:
-    """A dense encoder with about as many weights in its matrices: a third of them in heads, spread over the layers."""
+    """A dense encoder with about as many weights in its matrices: a third of them or more in heads, over the layers.
+
+    Units come in sixteens, as the layers of a model that is made to be fast do.
+    """
     hidden, layers, size = whole.hidden_size, whole.num_hidden_layers, whole.head_size
-    heads = max(1, round(kept / 3 / (4 * hidden * size)))
-    units = max(1, round((kept - heads * 4 * hidden * size) / (2 * hidden) / layers))
+    head = 4 * hidden * size
+    heads = math.ceil(kept / 3 / head)
+    units = 16 * max(1, round((kept - heads * head) / (2 * hidden) / layers / 16))
     each = [heads // layers + (1 if index < heads % layers else 0) for index in range(layers)]
     shapes = tuple(LayerShape(tuple(range(min(count, whole.num_attention_heads))), units) for count in each)
     return whole.replace(layers=shapes, attention_head_size=size, pooler_size=hidden)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kaprune_jax._errors import InputError
+from kaprune_jax._typing import Params
 from kaprune_jax.deploy.model import Model, Prediction
 from kaprune_jax.deploy.packed import Choice, make_forward, pack_model
+from kaprune_jax.models.bert import make_apply
+from kaprune_jax.models.config import BertConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +90,59 @@ def compile(
     length = min(128, config.max_position_embeddings) if length is None else length
     if not 1 <= length <= config.max_position_embeddings:
         raise InputError(f"length {length}: from 1 to the model's {config.max_position_embeddings} positions")
-    weights, plan = pack_model(model.params, config, backend=backend, dtype=dtype)
+    found = make_program(model.params, config, batch=batch, length=length, backend=backend, dtype=dtype)
     ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    program = jax.jit(make_forward(config, dtype=dtype)).lower(weights, ids, ids, ids).compile()
-    return Compiled(model, batch, length, plan, weights, program)
+    program = jax.jit(found.function).lower(found.weights, ids, ids, ids).compile()
+    return Compiled(model, batch, length, found.plan, found.weights, program)
+
+
+class Program(NamedTuple):
+    """What is compiled.
+
+    Attributes:
+      function: `function(weights, input_ids, attention_mask, token_type_ids)`, logits [batch, classes].
+      weights: its arrays.
+      plan: how each matrix runs.
+    """
+
+    function: Callable[..., Array]
+    weights: Any
+    plan: tuple[Choice, ...]
+
+
+def make_program(
+    params: Params, config: BertConfig, *, batch: int, length: int, backend: str = "auto", dtype: str = "float32"
+) -> Program:
+    """Chooses what runs a model for batches of one size; arguments as for `compile`."""
+    weights, plan = pack_model(params, config, backend=backend, dtype=dtype)
+    if jax.default_backend() != "cpu":
+        return Program(make_forward(config, dtype=dtype), weights, plan)
+    rows = rows_at_once(batch, length)
+    if dtype == "float32" and config.is_shrunk and all(choice.path == "dense" for choice in plan):
+        # Cut down already, and nothing to skip: with tokens first, as the model has them, it is as fast or faster.
+        apply = make_apply(config)
+
+        def logits(weights: Params, *inputs: Array) -> Any:
+            return apply(weights, *inputs).logits
+
+        return Program(in_parts(logits, rows), params, plan)
+    return Program(in_parts(make_forward(config, dtype=dtype), rows), weights, plan)
+
+
+def rows_at_once(batch: int, length: int) -> int:
+    """Rows of a batch whose activations stay in a processor's caches: about 1024 tokens, in parts of one size."""
+    return -(-batch // max(1, round(batch * length / 1024)))
+
+
+def in_parts(function: Callable[..., Array], rows: int) -> Callable[..., Array]:
+    """The same function of weights and batch, computed for so many rows after so many; the last part is filled up."""
+
+    def whole(weights: Any, *inputs: Array) -> Array:
+        batch = inputs[0].shape[0]
+        if batch <= rows:
+            return function(weights, *inputs)
+        filled = (jnp.pad(part, ((0, -batch % rows), (0, 0))).reshape(-1, rows, part.shape[1]) for part in inputs)
+        logits = jax.lax.map(lambda part: function(weights, *part), tuple(filled))
+        return logits.reshape(-1, logits.shape[-1])[:batch]
+
+    return whole

@@ -12,6 +12,7 @@ import kaprune_jax as kp
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.world import vocabulary, write_tokenizer
 from kaprune_jax.deploy.compact import compact_layer
+from kaprune_jax.deploy.compile import in_parts, make_program, rows_at_once
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.deploy.packed import make_forward, pack_model
 from kaprune_jax.models.bert import init_params, make_apply
@@ -85,19 +86,58 @@ def test_every_head_and_activation(rng, changes):
     np.testing.assert_allclose(make_forward(config)(weights, *batch), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_structured_models_run_too(rng):
+def structured(rng):
+    """A model without some heads, units, hidden dimensions and one attention."""
     config, params = make(rng)
     layout = kp.bert_layout(config)
     gates = {gate.name: np.ones(gate.shape, np.float32) for gate in layout.gates}
     gates["heads"][0, 1:], gates["heads"][1], gates["attention"][1] = 0, 0, 0
     gates["units"][0, 50:], gates["hidden"][::7] = 0, 0
-    shrunk = kp.materialize(params, gates, config)
-    batch = batch_of(rng, config)
+    return kp.materialize(params, gates, config)
+
+
+def test_structured_models_run_too(rng):
+    shrunk = structured(rng)
+    batch = batch_of(rng, shrunk.config)
     expected = make_apply(shrunk.config)(shrunk.params, *batch).logits
     weights, plan = pack_model(shrunk.params, shrunk.config)
     assert [choice.name for choice in plan if "layers/1/attention" in choice.name] == []
     found = make_forward(shrunk.config)(weights, *batch)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "rows"),
+    [(1, 512, 1), (8, 64, 8), (8, 128, 8), (9, 128, 9), (13, 128, 7), (32, 128, 8), (128, 128, 8), (5, 512, 3)],
+)
+def test_a_batch_is_cut_where_caches_end(batch, length, rows):
+    assert rows_at_once(batch, length) == rows
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5])
+def test_parts_of_a_batch_give_what_the_whole_gives(rng, rows):
+    config, params = make(rng, zeros="block", density=0.3)
+    batch = batch_of(rng, config)
+
+    def function(params, *inputs):
+        return make_apply(config)(params, *inputs).logits
+
+    found = jax.jit(in_parts(function, rows))(params, *batch)
+    np.testing.assert_allclose(found, function(params, *batch), rtol=1e-5, atol=1e-5)
+
+
+def test_a_structured_model_with_nothing_to_skip_runs_as_it_is(rng):
+    shrunk = structured(rng)
+    batch = tuple(jnp.tile(part, (9, 1)) for part in batch_of(rng, shrunk.config))
+    program = make_program(shrunk.params, shrunk.config, batch=45, length=24)
+    assert program.weights is shrunk.params
+    assert {choice.path for choice in program.plan} == {"dense"}
+    expected = make_apply(shrunk.config)(shrunk.params, *batch).logits
+    found = jax.jit(program.function)(program.weights, *batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    packed = make_program(shrunk.params, shrunk.config, batch=45, length=24, backend="xla")
+    assert {choice.path for choice in packed.plan} == {"xla"}
+    np.testing.assert_allclose(packed.function(packed.weights, *batch), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_what_is_superfluous_is_gone(rng):
