@@ -128,14 +128,15 @@ def test_parts_of_a_batch_give_what_the_whole_gives(rng, rows):
 
 def test_a_structured_model_with_nothing_to_skip_runs_as_it_is(rng):
     shrunk = structured(rng)
-    batch = tuple(jnp.tile(part, (9, 1)) for part in batch_of(rng, shrunk.config))
-    program = make_program(shrunk.params, shrunk.config, batch=45, length=24)
+    batch = batch_of(rng, shrunk.config, rows=89)  # two parts of 45, the second filled up
+    assert rows_at_once(89, 24) == 45
+    program = make_program(shrunk.params, shrunk.config, batch=89, length=24)
     assert program.weights is shrunk.params
     assert {choice.path for choice in program.plan} == {"dense"}
     expected = make_apply(shrunk.config)(shrunk.params, *batch).logits
     found = jax.jit(program.function)(program.weights, *batch)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    packed = make_program(shrunk.params, shrunk.config, batch=45, length=24, backend="xla")
+    packed = make_program(shrunk.params, shrunk.config, batch=89, length=24, backend="xla")
     assert {choice.path for choice in packed.plan} == {"xla"}
     np.testing.assert_allclose(packed.function(packed.weights, *batch), expected, rtol=1e-4, atol=1e-3)
 
