@@ -63,7 +63,9 @@ def encoder_variants(
 
     def add_compiled(name: str, config: BertConfig, params: Params, expected) -> None:
         program = make_program(params, config, batch=batch, length=length, backend=backend)
-        add(name, program.function, program.weights, expected, packed_costs(program.weights, batch, length))
+        packed = program.weights is not params
+        costs = packed_costs(program.weights, batch, length) if packed else dense_costs(config, batch, length)
+        add(name, program.function, program.weights, expected, costs)
         found[-1].about["plan"] = [choice._asdict() for choice in program.plan]
 
     for dtype, size in (("float32", 4), ("bfloat16", 2)):

@@ -13,7 +13,7 @@ from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.model import Model, Prediction
 from kaprune_jax.deploy.packed import Choice, make_forward, pack_model
-from kaprune_jax.deploy.tokens_first import make_dense_forward
+from kaprune_jax.models.bert import make_apply
 from kaprune_jax.models.config import BertConfig
 
 
@@ -115,11 +115,18 @@ def make_program(
 ) -> Program:
     """Chooses what runs a model for batches of one size; arguments as for `compile`."""
     weights, plan = pack_model(params, config, backend=backend, dtype=dtype)
-    make = make_dense_forward if all(choice.path == "dense" for choice in plan) else make_forward
-    function = make(config, dtype=dtype)
-    if jax.default_backend() == "cpu":
-        function = in_parts(function, rows_at_once(batch, length))
-    return Program(function, weights, plan)
+    if jax.default_backend() != "cpu":
+        return Program(make_forward(config, dtype=dtype), weights, plan)
+    rows = rows_at_once(batch, length)
+    if dtype == "float32" and config.is_shrunk and all(choice.path == "dense" for choice in plan):
+        # Cut down already, and nothing to skip: with tokens first, as the model has them, it is as fast or faster.
+        apply = make_apply(config)
+
+        def logits(weights: Params, *inputs: Array) -> Any:
+            return apply(weights, *inputs).logits
+
+        return Program(in_parts(logits, rows), params, plan)
+    return Program(in_parts(make_forward(config, dtype=dtype), rows), weights, plan)
 
 
 def rows_at_once(batch: int, length: int) -> int:

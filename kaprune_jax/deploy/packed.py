@@ -1,7 +1,7 @@
 """A BERT encoder for inference: compacted, its matrices dense or block-sparse, as one pure function of its weights.
 
-Inside, tokens are the last axis from the embeddings to the pooler: products with block-sparse matrices want it. Where
-none is packed, `tokens_first` runs the same weights.
+Inside, tokens are the last axis from the embeddings to the pooler: products with block-sparse matrices want it, and
+dense ones on a CPU gain from it too.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from kaprune_jax.kernels.block_sparse.epilogue import Activation, finish
 from kaprune_jax.kernels.block_sparse.format import BLOCK, pack
 from kaprune_jax.models.config import BertConfig
 
-ACTIVATION: dict[str, Activation] = {
+_ACTIVATION: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -94,7 +94,7 @@ def pack_model(
       NotImplementedError: a named backend that cannot run here.
     """
     params = jax.tree.map(np.asarray, params)
-    function = ACTIVATION[config.hidden_act]
+    function = _ACTIVATION[config.hidden_act]
     plan: list[Choice] = []
 
     def act(x: np.ndarray) -> np.ndarray:
@@ -134,18 +134,18 @@ def pack_model(
 
 def make_forward(config: BertConfig, *, dtype: str = "float32") -> Callable[..., Float[Array, "batch classes"]]:
     """`forward(weights, input_ids, attention_mask, token_type_ids)`: float32 logits of what `pack_model` gives."""
-    act = ACTIVATION[config.hidden_act]
+    act = _ACTIVATION[config.hidden_act]
 
     def forward(weights: Params, input_ids: Array, attention_mask: Array, token_type_ids: Array) -> Array:
         batch, seq = input_ids.shape
         tables = {name: table["embedding"] for name, table in weights["embeddings"].items() if name != "norm"}
         summed = tables["word"][input_ids] + tables["position"][:seq][None] + tables["token_type"][token_type_ids]
         x = with_layout_constraint(summed.reshape(batch * seq, -1).T.astype(dtype), Layout((0, 1)))
-        x = normalise(x, weights["embeddings"]["norm"], config.layer_norm_eps, axis=0)
+        x = _normalise(x, weights["embeddings"]["norm"], config.layer_norm_eps)
         attend = attention_mask.astype(bool)
         for layer in weights["layers"]:
-            x = normalise(_attend(x, layer, attend), layer.attention_norm, config.layer_norm_eps, axis=0)
-            x = normalise(_feed(x, layer, act), layer.ffn_norm, config.layer_norm_eps, axis=0)
+            x = _normalise(_attend(x, layer, attend), layer.attention_norm, config.layer_norm_eps)
+            x = _normalise(_feed(x, layer, act), layer.ffn_norm, config.layer_norm_eps)
         last = x.reshape(-1, batch, seq).astype(jnp.float32)
         if config.pooling == "cls":
             pooled = jnp.tanh(last[:, :, 0].T @ weights["pooler"]["kernel"] + weights["pooler"]["bias"][None])
@@ -192,11 +192,11 @@ def _linear(x: Array, part: PackedLinear, act: Activation | None = None, *, resi
     return finish(product, part.bias[:, None], act, residual).astype(x.dtype)
 
 
-def normalise(x: Array, norm: Params, epsilon: float, *, axis: int) -> Array:
-    """LayerNorm of [hidden, tokens] or [tokens, hidden] over the axis of the hidden dimensions, in float32."""
-    wide, other = x.astype(jnp.float32), 1 - axis
-    mean = wide.mean(axis=axis, keepdims=True)
+def _normalise(x: Array, norm: Params, epsilon: float) -> Array:
+    """LayerNorm over the first axis, in float32."""
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=0, keepdims=True)
     # E[x^2] - E[x]^2 reads x once less than centred values do; what is left of the mean after a residual sum is small.
-    variance = jnp.maximum(jnp.square(wide).mean(axis=axis, keepdims=True) - jnp.square(mean), 0.0)
-    scale, bias = (jnp.expand_dims(norm[name], other) for name in ("scale", "bias"))
-    return ((wide - mean) * jax.lax.rsqrt(variance + epsilon) * scale + bias).astype(x.dtype)
+    variance = jnp.maximum(jnp.square(wide).mean(axis=0, keepdims=True) - jnp.square(mean), 0.0)
+    scale = jax.lax.rsqrt(variance + epsilon)
+    return ((wide - mean) * scale * norm["scale"][:, None] + norm["bias"][:, None]).astype(x.dtype)

@@ -26,13 +26,13 @@ class Epilogue(NamedTuple):
 
 def finish(
     product: Float[Array, "outputs tokens"],
-    bias: Float[Array, "#outputs #tokens"] | None,
+    bias: Float[Array, "outputs #tokens"] | None,
     activation: Activation | None,
     residual: Float[Array, "outputs tokens"] | None,
     *,
     erf: Callable[[Array], Array] = jax.lax.erf,
 ) -> Float[Array, "outputs tokens"]:
-    """act(product + bias) + residual, in the product's type; the axes may also be the other way round.
+    """act(product + bias) + residual, in the product's type.
 
     Written out rather than taken from `jax.nn`, whose GELU and ReLU have primitives that no TPU or GPU kernel takes.
     """
