@@ -15,12 +15,12 @@ from experiments.augment_file import (
     write_rows,
 )
 from experiments.method import count_steps
-from experiments.prepare import Prepared
+from experiments.prepare import Prepared, make_batches
 from experiments.record import say
 from experiments.run import ShouldStop, predict_rows
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.augment import Augmented, augment
-from kaprune_jax.data.loader import Encoded, TrainBatches, encode
+from kaprune_jax.data.loader import Encoded, encode
 from kaprune_jax.data.rows import Rows
 from kaprune_jax.deploy.candidates import candidates
 from kaprune_jax.deploy.model import Model
@@ -69,8 +69,7 @@ def add_rows(prepared: Prepared, teacher: Model, out: Path, should_stop: ShouldS
             f"note: the run sees {seen} rows, fewer than the {len(both.input_ids)} there are with the augmented ones; "
             "--epochs makes it longer"
         )
-    batches = TrainBatches(both, batch_size=settings.batch_size, seed=settings.seed)
-    return prepared._replace(train=batches, augmented=made)
+    return prepared._replace(train=make_batches(settings, both), augmented=made)
 
 
 def _make(prepared: Prepared) -> Augmented:

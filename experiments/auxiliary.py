@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,9 +17,6 @@ from kaprune_jax.data.glue import load_files
 from kaprune_jax.data.rows import Rows, TaskData, limit_train
 from kaprune_jax.deploy.folder import load
 from kaprune_jax.deploy.model import Model
-
-LENGTHS: dict[str, Any] = {"shapes": 2, "multiple": 16}
-"""Of each task's batches: a coupled step is compiled for every pair of lengths, and kept from run to run of a study."""
 
 
 def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Prepared]:
@@ -40,7 +36,7 @@ def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Pr
             raise InputError(f"--auxiliary {part}: has the same rows as the target")
         if settings.auxiliary_teacher is not None:
             own = dataclasses.replace(own, teacher=settings.auxiliary_teacher.split(",")[number])
-        prepared = prepare(own, data=data, **LENGTHS)
+        prepared = prepare(own, data=data)
         given = prepared.teacher
         if given is not None and settings.method == "sparsebert" and _form(given) != _form(prepared.start):
             raise InputError(
@@ -83,8 +79,8 @@ def _form(model: Model) -> str:
 def _settings_of(settings: TransferSettings, name: str, file: str) -> Settings:
     """The main job's settings for an auxiliary task, its own presets where the target's flags say nothing."""
     shared = (
-        "data_dir source model batch_size schedule warmup weight_decay dtype pooling evaluations log_every "
-        "allow_weak_teacher"
+        "data_dir source model batch_size schedule warmup weight_decay lengths length_multiple dtype pooling "
+        "evaluations log_every allow_weak_teacher"
     ).split()
     own = {field: getattr(settings, field) for field in shared}
     own |= {"resume": settings.resume, "out": settings.out, "seed": settings.auxiliary_seed}

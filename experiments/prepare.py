@@ -58,21 +58,19 @@ class Prepared(NamedTuple):
     mesh: Mesh | None = None
 
 
-def prepare(settings: Settings, *, data: TaskData | None = None, shapes: int = 4, multiple: int = 8) -> Prepared:
+def prepare(settings: Settings, *, data: TaskData | None = None) -> Prepared:
     """Loads data, start and teacher.
 
     Args:
       settings: resolved.
       data: the task, where it has been loaded; the run folder is then not looked at.
-      shapes: different lengths of training batches, at most; each is a compilation.
-      multiple: what those lengths are multiples of.
 
     Raises:
       InputError: whatever a person can correct; nothing has been written then.
     """
     if data is None:
         on_first(lambda: check_out(settings))
-    found = on_all(lambda: _read(settings, data, shapes, multiple))
+    found = on_all(lambda: _read(settings, data))
     read = {"rows": found.data.fingerprint, "a --model": found.start.fingerprint}
     read |= {"a --teacher": found.teacher.fingerprint} if found.teacher else {}
     read |= {"augmented rows": rows_digest(found.augmented)} if found.augmented else {}
@@ -80,7 +78,7 @@ def prepare(settings: Settings, *, data: TaskData | None = None, shapes: int = 4
     return found
 
 
-def _read(settings: Settings, data: TaskData | None, shapes: int, multiple: int) -> Prepared:
+def _read(settings: Settings, data: TaskData | None) -> Prepared:
     """What is there to be read, by one process."""
     data = load_task(settings) if data is None else data
     head = "regression" if data.kind == "regression" else "classification"
@@ -122,7 +120,7 @@ def _read(settings: Settings, data: TaskData | None, shapes: int, multiple: int)
             f"{dev.truncated} of {len(dev.input_ids)} dev rows"
         )
     assert settings.batch_size is not None
-    batches = TrainBatches(train, batch_size=settings.batch_size, seed=settings.seed, shapes=shapes, multiple=multiple)
+    batches = make_batches(settings, train)
     if batches.batch_size < settings.batch_size:
         notes.append(f"batch size {batches.batch_size}: there are no more training rows")
     settings = dataclasses.replace(
@@ -131,6 +129,20 @@ def _read(settings: Settings, data: TaskData | None, shapes: int, multiple: int)
     mesh = find_mesh(settings, batches.batch_size)
     return Prepared(
         settings, data, start, teacher, batches, dev, start.tokenizer, tuple(notes), proposer, augmented, mesh
+    )
+
+
+def make_batches(settings: Settings, train: Encoded) -> TrainBatches:
+    """Training batches of the size, and of the lengths, that the settings say."""
+    assert settings.batch_size is not None
+    assert settings.lengths is not None
+    assert settings.length_multiple is not None
+    return TrainBatches(
+        train,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        shapes=settings.lengths,
+        multiple=settings.length_multiple,
     )
 
 

@@ -15,6 +15,8 @@ from kaprune_jax.prune.patterns import parse_pattern
 
 S = TypeVar("S", bound="Settings")
 
+LENGTHS = {"lengths": 4, "length_multiple": 8}
+
 METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "cofi", "dense")
 
 
@@ -97,6 +99,10 @@ class Settings:
         choices=("gold", "teacher"),
     )
     max_length: int | None = _flag("tokens of a row, longer ones are truncated and counted, >= 8 [by task]", None)
+    lengths: int | None = _flag(
+        "different lengths of batches, each of which is compiled, >= 1 [4; 2 where coupled]", None
+    )
+    length_multiple: int | None = _flag("what those lengths are multiples of, >= 1 [8; 16 where coupled]", None)
     limit_train: int | None = _flag("use so many training rows, drawn by the seed [all]", None)
     augment: int | None = _flag(
         "tries per training row at a new one, words replaced by others, labels by the teacher, >= 1 [none]", None
@@ -154,6 +160,7 @@ def resolve(settings: S) -> S:
     if settings.data_dir is not None and settings.source != "folder":
         raise InputError(f"--data-dir {settings.data_dir} and --source {settings.source}: give one of them")
     preset = OWN_FILES if own else PRESETS[settings.task]
+    settings = with_lengths(settings, LENGTHS)
     filled = {name: value for name, value in dataclasses.asdict(preset).items() if getattr(settings, name) is None}
     if settings.method is None:
         filled["method"] = "sparsebert,hard-labels" if micro else "sparsebert"
@@ -204,6 +211,8 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "teacher_steps": (1, math.inf, "a whole number >= 1"),
     "batch_size": (1, math.inf, "a whole number >= 1"),
     "max_length": (8, math.inf, "a whole number >= 8"),
+    "lengths": (1, math.inf, "a whole number >= 1"),
+    "length_multiple": (1, math.inf, "a whole number >= 1"),
     "limit_train": (1, math.inf, "a whole number >= 1"),
     "augment": (1, math.inf, "a whole number >= 1"),
     "seed": (0, 2**31 - 1, "a whole number in [0, 2147483647]"),
@@ -218,6 +227,11 @@ def own_name(file: str) -> str:
     place = Path(file)
     name = place.name.split(".")[0]
     return place.absolute().parent.name if name.lower() in ("train", "training") else name
+
+
+def with_lengths(settings: S, default: dict[str, int]) -> S:
+    """The settings with lengths of batches where they say nothing of them."""
+    return dataclasses.replace(settings, **{k: v for k, v in default.items() if getattr(settings, k) is None})
 
 
 def _check(settings: Settings) -> None:
@@ -277,8 +291,8 @@ def teacher_settings(settings: Settings) -> Settings:
     """The settings of a run's teacher: those of pruning at their defaults, so that they may change on --resume."""
     kept = (
         "task data_dir source train_file dev_file text label model batch_size teacher_steps teacher_epochs "
-        "teacher_learning_rate schedule warmup weight_decay max_length limit_train seed dtype pooling evaluations "
-        "log_every out resume mesh distributed accumulate remat"
+        "teacher_learning_rate schedule warmup weight_decay max_length lengths length_multiple limit_train seed dtype "
+        "pooling evaluations log_every out resume mesh distributed accumulate remat"
     ).split()
     return dataclasses.replace(Settings(), method="dense", **{name: getattr(settings, name) for name in kept})
 

@@ -30,12 +30,14 @@ from kaprune_jax._reading import read_json
 
 _OURS = ("study", "cell", "out", "resume", "rank", "distributed")
 _TEACHER = (
-    "task data_dir source train_file dev_file text label model limit_train seed dtype pooling max_length batch_size "
-    "evaluations teacher_steps teacher_epochs teacher_learning_rate schedule warmup weight_decay"
+    "task data_dir source train_file dev_file text label model limit_train seed dtype pooling max_length lengths "
+    "length_multiple batch_size evaluations teacher_steps teacher_epochs teacher_learning_rate schedule warmup "
+    "weight_decay"
 ).split()
 _OTHER = (
     "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_rows auxiliary_seed data_dir source model dtype "
-    "pooling max_length batch_size evaluations auxiliary_teacher_steps schedule warmup weight_decay"
+    "pooling max_length lengths length_multiple batch_size evaluations auxiliary_teacher_steps schedule warmup "
+    "weight_decay"
 ).split()
 _JOINTLY = (
     "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_seed auxiliary_rows auxiliary_teacher_steps "
@@ -144,14 +146,14 @@ def _resolve(cell: dict[str, Any], varied: list[str], out: Path, file: str) -> T
 
 
 def _run_cell(settings: TransferSettings, folder: Path, out: Path, should_stop: Callable[[], bool]) -> None:
-    from experiments.auxiliary import LENGTHS, get_auxiliaries, prepare_auxiliaries
+    from experiments.auxiliary import get_auxiliaries, prepare_auxiliaries
     from experiments.coupling import begin, get_target_teacher, prune
     from experiments.prepare import prepare
     from experiments.report import write_report
     from experiments.source import load_task
     from experiments.transfer import check
 
-    prepared = prepare(settings, data=load_task(settings), **LENGTHS)
+    prepared = prepare(settings, data=load_task(settings))
     check(settings, prepared)
     others, auxiliaries = [], []
     if settings.coupling != "none":

@@ -19,7 +19,7 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
         from experiments.study import run_study
 
         return run_study(settings, should_stop)
-    from experiments.auxiliary import LENGTHS, get_auxiliaries, prepare_auxiliaries
+    from experiments.auxiliary import get_auxiliaries, prepare_auxiliaries
     from experiments.coupling import run_coupling
     from experiments.lock import take
     from experiments.prepare import prepare
@@ -31,7 +31,7 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
     from kaprune_jax.train.processes import on_first
 
     on_first(lambda: check_folder(settings))
-    prepared = prepare(settings, data=load_task(settings), **LENGTHS)
+    prepared = prepare(settings, data=load_task(settings))
     assert settings.out is not None
     out, wanted = Path(settings.out), couplings(settings)
     others = prepare_auxiliaries(settings, prepared) if settings.rank or wanted != ("none",) else []

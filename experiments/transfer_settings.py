@@ -8,13 +8,15 @@ from typing import ClassVar
 
 from experiments.flags import flag
 from experiments.flags import parse as parse_flags
-from experiments.settings import Settings
+from experiments.settings import Settings, with_lengths
 from experiments.settings import resolve as resolve_main
 from kaprune_jax._errors import InputError
 from kaprune_jax.transfer.sharing import SHARE, Share, shares_gates, shares_weights
 
 COUPLINGS = ("none", "sequential", "joint", "surgery")
 PHASES = ("before", "prune", "after")
+LENGTHS = {"lengths": 2, "length_multiple": 16}
+"""A coupled step is compiled for every pair of lengths, and kept from run to run of a study."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,7 @@ def resolve(settings: TransferSettings) -> TransferSettings:
     _several("coupling", settings.coupling, COUPLINGS)
     _several("when", settings.when, PHASES)
     names = auxiliary_names(settings)
-    resolved = resolve_main(settings)
+    resolved = resolve_main(with_lengths(settings, LENGTHS))
     if resolved.task in names:
         raise InputError(f"--auxiliary {settings.auxiliary}: {resolved.task} is the target; another task is needed")
     if settings.train_file is not None and settings.train_file in _files(settings):
