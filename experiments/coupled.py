@@ -14,10 +14,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from experiments.checks import gate_names
 from experiments.method import Plan, count_steps, make_objective
 from experiments.optimizers import gated_optimizer
 from experiments.prepare import Prepared, make_forward
-from experiments.settings import Settings, gate_names
+from experiments.settings import Settings
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.data.loader import TrainBatches
@@ -115,6 +116,7 @@ class CoupledBatches:
 
 def phases(settings: Settings, steps: int) -> Phases:
     """The phases of a run of so many steps."""
+    assert settings.target_at is not None
     before, after = round(settings.before * steps), round(settings.after * steps)
     reached = min(max(round(settings.target_at * steps), before + 1), steps - after)
     if not before < reached <= steps - after:

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
-from experiments.presets import OWN_FILES, PRESETS, Preset
+from experiments.presets import OWN_FILES, PRESETS, RECIPES, Preset
 from kaprune_jax._errors import InputError
 
 T = TypeVar("T")
@@ -45,13 +45,26 @@ def parse(kind: type[T], arguments: list[str] | None, *, prog: str, description:
 
 
 def _by_task() -> str:
-    """The table of defaults that depend on the task."""
+    """The defaults that depend on task and recipe: those that differ between tasks as a table."""
     names = [field.name for field in dataclasses.fields(Preset)]
-    rows = [("by task", *("--" + name.replace("_", "-") for name in names))]
-    for task, preset in {**PRESETS, "own files": OWN_FILES}.items():
-        rows.append((task, *(f"{getattr(preset, name):g}" for name in names)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    parts = []
+    for recipe in RECIPES:
+        presets = {**PRESETS[recipe], "own files": OWN_FILES[recipe]}
+        values = {name: [_shown(getattr(preset, name)) for preset in presets.values()] for name in names}
+        alike = [f"--{name.replace('_', '-')} {cells[0]}" for name, cells in values.items() if len(set(cells)) == 1]
+        table = {f"--{name.replace('_', '-')}": cells for name, cells in values.items() if len(set(cells)) > 1}
+        columns = [(head, *cells) for head, cells in {"by task": list(presets), **table}.items()]
+        widths = [max(map(len, column)) for column in columns]
+        rows = [
+            "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+            for row in zip(*columns, strict=True)
+        ]
+        parts.append("\n".join([f"--recipe {recipe}: {', '.join(alike)}", *rows]))
+    return "\n\n".join(parts)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value or "none")
 
 
 class _Help(argparse.HelpFormatter):

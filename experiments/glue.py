@@ -14,6 +14,11 @@ from experiments.settings import Settings, parse, resolve
 
 def run(settings: Settings, should_stop: Stop) -> None:
     """Runs every method of the settings, one after the other, from one teacher."""
+    if settings.study is not None:
+        from experiments.study import run_study
+        from experiments.study_glue import make_kind
+
+        return run_study(make_kind(), settings.study, settings.cell, should_stop)
     from experiments.augment import add_rows
     from experiments.coupled import plan_cofi
     from experiments.lock import take

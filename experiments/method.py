@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from experiments.checks import loss_weights
 from experiments.prepare import Prepared
-from experiments.settings import Settings, loss_weights
+from experiments.settings import Settings
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.model import Model
@@ -66,9 +67,10 @@ class Plan(NamedTuple):
 def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None) -> dict[str, Any]:
     """How a model was made, for its folder: the settings that a person would need to make it again."""
     settings = prepared.settings
-    names = "batch_size schedule warmup weight_decay max_length limit_train dtype seed evaluations".split()
+    names = "batch_size warmup weight_decay max_length limit_train hold_out dtype seed evaluations".split()
     if planned.target_step:
-        names += "steps scope target_at sparsity_schedule updates epochs learning_rate augment".split()
+        names += "recipe schedule epochs epochs_over steps learning_rate augment".split()
+        names += "scope target_at sparsity_schedule updates".split()
     if method == "cofi":
         names += "gates before after gate_learning_rate gate_start dual_learning_rate penalty stiffness".split()
         names += "train_embeddings prune_vocabulary".split()
@@ -76,7 +78,7 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
         names += "coupling auxiliary auxiliary_seed auxiliary_rows share share_depth when surgery surgery_on".split()
         names += "surgery_parts auxiliary_weight auxiliary_schedule auxiliary_mixing tie".split()
     if settings.teacher is None:  # fine-tuned by the run itself
-        names += "teacher_steps teacher_epochs teacher_learning_rate".split()
+        names += "teacher_steps teacher_epochs teacher_learning_rate teacher_schedule".split()
     made = {name: getattr(settings, name) for name in names} | planned.details | {"data": prepared.data.fingerprint}
     if planned.objective.needs_teacher or method == "prune-finetuned" or (settings.augment and planned.target_step):
         assert teacher is not None
@@ -111,7 +113,8 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
     peak = settings.teacher_learning_rate if dense else settings.learning_rate
     assert peak is not None
     steps = count_steps(prepared, dense=dense)
-    rate = learning_rate(peak, steps=steps, schedule=settings.schedule, warmup=settings.warmup)  # pyright: ignore[reportArgumentType]
+    shape = settings.teacher_schedule if dense else settings.schedule
+    rate = learning_rate(peak, steps=steps, schedule=shape, warmup=settings.warmup)  # pyright: ignore[reportArgumentType]
     optimizer = adamw(rate, weight_decay=settings.weight_decay)
     params = prepared.start.params
     if dense:
@@ -143,12 +146,14 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
 
 
 def count_steps(prepared: Prepared, *, dense: bool) -> int:
-    """Optimizer steps of a run: those asked for, or so many epochs of the task's own rows, also with more."""
+    """Optimizer steps of a run: those asked for, or so many epochs of the rows that --epochs-over says."""
     settings = prepared.settings
     given, epochs = (settings.teacher_steps, settings.teacher_epochs) if dense else (settings.steps, settings.epochs)
     assert epochs is not None
     assert settings.batch_size is not None
-    return given or max(1, round(epochs * (len(prepared.data.train.texts) // settings.batch_size)))
+    everything = settings.epochs_over == "all" and not dense
+    rows = len(prepared.train.data.input_ids if everything else prepared.data.train.texts)
+    return given or max(1, round(epochs * (rows // settings.batch_size)))
 
 
 def _extra(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -158,6 +163,7 @@ def _extra(tx: optax.GradientTransformation) -> optax.GradientTransformationExtr
 def _schedule(method: str, settings: Settings, steps: int) -> PruningSchedule:
     """When what fraction is gone; steps count from 1."""
     assert settings.sparsity is not None
+    assert settings.target_at is not None
     if method == "prune-then-finetune":
         return PruningSchedule(settings.sparsity, 0, 1, shape="one-shot")
     end = min(steps, max(1, round(settings.target_at * steps)))
@@ -170,7 +176,7 @@ def make_objective(
     """The method's loss with what the flags change, fitted to the shapes of student and teacher."""
     names = ("temperature", "layer_map", "regression_target")
     changes: dict = {name: value for name in names if (value := getattr(settings, name)) is not None}
-    changes |= loss_weights(settings.loss_weights)
+    changes |= loss_weights(settings.loss_weights or "")
     if settings.projection:
         changes["projection"] = True
     config = _LOSSES.get(method, hard_labels_loss)()

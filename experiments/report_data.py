@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.presets import OWN_FILES, PRESETS
 from experiments.settings import Settings
+from experiments.source import HELD_OUT
 from experiments.transfer_settings import TransferSettings
 from kaprune_jax._errors import InputError
 from kaprune_jax._reading import as_object, inside, read_json, read_text
@@ -18,6 +20,8 @@ _FREE = frozenset(
     "seed out command resume method teacher auxiliary_teacher study cell log_every augment_file mesh remat".split()
 )
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TransferSettings)}
+# What else runs of one method may be compared by.
+_CHANGES = "augment target_at sparsity_schedule scope loss_weights temperature schedule warmup learning_rate".split()
 # Say nothing of a run without auxiliary tasks.
 _COUPLED = frozenset(_DEFAULTS) - {field.name for field in dataclasses.fields(Settings)}
 _COUPLED -= {"coupling", "init_from", "vote_rate"}
@@ -53,11 +57,11 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The method, how it was coupled, and whether it had augmented rows: what is compared."""
+        """The method, how it was coupled, its recipe and what it was changed to: what is compared."""
         if isinstance(coupling := self.config.get("coupling"), str):
             return f"{self.method}, {_name_coupling(coupling, self.config)}"
-        copies = self.config.get("augment") if self.figure("examples", "augmented") > 0 else None
-        return f"{self.method}, augment {copies}" if copies else self.method
+        parts = [self.method, *(["paper's recipe"] if self.config.get("recipe") == "paper" else []), *_changes(self)]
+        return ", ".join(parts)
 
     @property
     def is_smaller(self) -> bool:
@@ -194,6 +198,24 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
         for name in names
     }
     return {name: found for name, found in values.items() if len(found) > 1}
+
+
+def _changes(run: Run) -> list[str]:
+    """What a run without auxiliary tasks does otherwise than its task's recipe, where methods are compared by it."""
+    if run.method == "dense":
+        return []
+    recipe = "paper" if run.config.get("recipe") == "paper" else "best"
+    task = run.task.removesuffix(HELD_OUT)
+    usual = {name: _DEFAULTS.get(name) for name in _CHANGES} | vars(PRESETS[recipe].get(task, OWN_FILES[recipe]))
+    found = []
+    for name in _CHANGES:
+        value = run.config.get(name, usual[name])
+        if name == "augment":
+            value = value if run.figure("examples", "augmented") > 0 else None
+        if value != usual[name]:
+            shown = f"{value:g}" if isinstance(value, float) else "none" if value in (None, "") else str(value)
+            found.append(f"{name.replace('_', ' ')} {shown}")
+    return found
 
 
 def _name_coupling(coupling: str, config: dict[str, Any]) -> str:

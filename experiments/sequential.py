@@ -100,7 +100,7 @@ def prune_first(
 
 
 def _fresh(settings: TransferSettings, target: Prepared) -> Params:
-    from experiments.settings import gate_names
+    from experiments.checks import gate_names
     from kaprune_jax.l0.gates import init_gates
     from kaprune_jax.models.layout import bert_layout
 

@@ -1,14 +1,14 @@
 """The flags of the main job: what each means, its default and unit, and what is allowed."""
 
 import dataclasses
-import math
 import os
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from experiments.checks import check
 from experiments.flags import flag as _flag
 from experiments.flags import parse as parse_flags
-from experiments.presets import GLUE_TASKS, MICRO_TASKS, OWN_FILES, PRESETS
+from experiments.presets import GLUE_TASKS, METHODS, MICRO_TASKS, OWN_FILES, PRESETS, RECIPES, Recipe
 from kaprune_jax._errors import InputError
 from kaprune_jax.models.layout import GATES
 from kaprune_jax.prune.patterns import parse_pattern
@@ -16,8 +16,6 @@ from kaprune_jax.prune.patterns import parse_pattern
 S = TypeVar("S", bound="Settings")
 
 LENGTHS = {"lengths": 4, "length_multiple": 8}
-
-METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "cofi", "dense")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +34,9 @@ class Settings:
     model: str = _flag(
         "pre-trained start: a Hugging Face folder, a model folder, a hub name, or mini (bundled)", "mini"
     )
+    recipe: Recipe = _flag(
+        "defaults of the flags that say so: best (ours) or paper (SparseBERT's code)", "best", choices=RECIPES
+    )
     teacher: str | None = _flag("run or model folder to distil from [fine-tuned first]", None)
     method: str | None = _flag(
         f"one of {', '.join(METHODS)}; or several, comma-separated [sparsebert,hard-labels for built-in tasks, "
@@ -47,25 +48,29 @@ class Settings:
     )
     pattern: str = _flag("element, block-RxC (R inputs by C outputs), block-RxC-balanced or N:M", "element")
     scope: str = _flag("rank weights within each matrix, or over all", "matrix", choices=("matrix", "global"))
-    target_at: float = _flag("fraction of the run at which the sparsity is reached, in (0, 1]", 0.5)
+    target_at: float | None = _flag("fraction of the run at which the sparsity is reached, in (0, 1] [by recipe]", None)
     sparsity_schedule: str = _flag(
         "how the sparsity rises until then", "cubic", choices=("cubic", "linear", "one-shot")
     )
     updates: int = _flag("mask updates until then, a number >= 1", 100)
-    epochs: float | None = _flag("passes over the training rows while pruning, > 0 [by task]", None)
+    epochs: float | None = _flag("passes over the training rows while pruning, > 0 [by task and recipe]", None)
+    epochs_over: str | None = _flag(
+        "the rows of an epoch: the task's own, or all, with augmented ones [by recipe]", None, choices=("own", "all")
+    )
     steps: int | None = _flag("optimizer steps while pruning, >= 1 [from --epochs]", None)
     teacher_steps: int | None = _flag("optimizer steps while fine-tuning the teacher, >= 1 [from its epochs]", None)
-    learning_rate: float | None = _flag("highest learning rate while pruning, > 0 [by task]", None)
-    schedule: str = _flag("of the learning rate", "linear", choices=("constant", "linear"))
+    learning_rate: float | None = _flag("highest learning rate while pruning, > 0 [by task and recipe]", None)
+    schedule: str | None = _flag("of the learning rate while pruning [by recipe]", None, choices=("constant", "linear"))
     warmup: float = _flag("fraction of the steps with a rising learning rate, in [0, 1)", 0.0)
     weight_decay: float = _flag("decoupled weight decay, >= 0", 0.01)
     batch_size: int | None = _flag("rows per step, >= 1 [by task]", None)
     teacher_epochs: float | None = _flag("passes while fine-tuning the teacher, > 0 [by task]", None)
     teacher_learning_rate: float | None = _flag("highest learning rate of the teacher, > 0 [by task]", None)
-    loss_weights: str = _flag(
+    teacher_schedule: str = _flag("of the teacher's learning rate", "linear", choices=("constant", "linear"))
+    loss_weights: str | None = _flag(
         "changes to the method's loss weights, such as hidden=0.5,labels=1; names: embeddings, hidden, attention, "
-        "logits, labels",
-        "",
+        "logits, labels [by task and recipe]",
+        None,
     )
     temperature: float | None = _flag("divides the logits of student and teacher, > 0 [1; 2 for cofi]", None)
     layer_map: str | None = _flag(
@@ -104,9 +109,16 @@ class Settings:
     )
     length_multiple: int | None = _flag("what those lengths are multiples of, >= 1 [8; 16 where coupled]", None)
     limit_train: int | None = _flag("use so many training rows, drawn by the seed [all]", None)
-    augment: int | None = _flag(
-        "tries per training row at a new one, words replaced by others, labels by the teacher, >= 1 [none]", None
+    hold_out: int | None = _flag(
+        "evaluate on so many training rows, held back, instead of the dev rows, for choosing settings, >= 1 [none]",
+        None,
     )
+    augment: int | None = _flag(
+        "tries per training row at a new one, words replaced by others, labels by the teacher, >= 1 [by task and "
+        "recipe, mostly none]",
+        None,
+    )
+    no_augment: bool = _flag("train on the task's own rows alone, whatever the recipe says", False)
     augment_file: str | None = _flag("where those rows are kept, or taken from [in the run folder]", None)
     seed: int = _flag("of order, dropout, new parameters and drawn rows, >= 0", 0)
     dtype: str = _flag("of activations; parameters stay float32", "float32", choices=("float32", "bfloat16"))
@@ -127,6 +139,8 @@ class Settings:
     log_every: int = _flag("steps between lines of progress, >= 1", 50)
     out: str | None = _flag("run folder, must not hold another run [runs/TASK-METHOD-SPARSITY-sSEED]", None)
     resume: bool = _flag("go on with the run in --out where it stopped", False)
+    study: str | None = _flag("run a grid from a JSON file", None)
+    cell: str | None = _flag("only slice I/N of the grid, I from 1", None)
     allow_weak_teacher: bool = _flag("go on with a teacher no better than the majority class", False)
 
     @property
@@ -141,11 +155,18 @@ def resolve(settings: S) -> S:
     Raises:
       InputError: a value that is not allowed, naming flag, value and what is.
     """
+    if settings.study is not None:
+        return only_a_study(settings)
+    if settings.cell is not None:
+        raise InputError(f"--cell {settings.cell}: slices of a study, so only with --study FILE")
     own = settings.train_file is not None or settings.dev_file is not None
     if own and (settings.train_file is None or settings.dev_file is None):
         raise InputError("--train-file and --dev-file go together; only one of them is given")
-    if not own and settings.task not in PRESETS:
-        raise InputError(f"--task {settings.task!r} is unknown; allowed: {', '.join(PRESETS)}")
+    if not own and settings.task not in (*MICRO_TASKS, *GLUE_TASKS):
+        allowed = ", ".join((*MICRO_TASKS, *GLUE_TASKS))
+        raise InputError(f"--task {settings.task!r} is unknown; allowed: {allowed}")
+    if settings.recipe not in RECIPES:
+        raise InputError(f"--recipe {settings.recipe}: allowed: {', '.join(RECIPES)}")
     micro = settings.task in MICRO_TASKS and not own
     if not own and not micro and settings.data_dir is None and settings.source == "folder":
         raise InputError(
@@ -159,11 +180,15 @@ def resolve(settings: S) -> S:
         )
     if settings.data_dir is not None and settings.source != "folder":
         raise InputError(f"--data-dir {settings.data_dir} and --source {settings.source}: give one of them")
-    preset = OWN_FILES if own else PRESETS[settings.task]
-    settings = with_lengths(settings, LENGTHS)
-    filled = {name: value for name, value in dataclasses.asdict(preset).items() if getattr(settings, name) is None}
     if settings.method is None:
-        filled["method"] = "sparsebert,hard-labels" if micro else "sparsebert"
+        settings = dataclasses.replace(settings, method="sparsebert,hard-labels" if micro else "sparsebert")
+    settings = with_lengths(settings, LENGTHS)
+    preset = OWN_FILES[settings.recipe] if own else PRESETS[settings.recipe][settings.task]
+    filled = {name: value for name, value in dataclasses.asdict(preset).items() if getattr(settings, name) is None}
+    if settings.no_augment and settings.augment is not None:
+        raise InputError(f"--augment {settings.augment} and --no-augment: give one of them")
+    if settings.no_augment or settings.methods == ("dense",):
+        filled.pop("augment", None)  # a teacher would have to label the rows
     filled["task"] = own_name(settings.train_file or "") if own else settings.task
     try:
         pattern = parse_pattern(settings.pattern)
@@ -177,49 +202,19 @@ def resolve(settings: S) -> S:
             f"{pattern.sparsity}; leave --sparsity out"
         )
     resolved = dataclasses.replace(settings, **filled)
-    _check(resolved)
+    check(resolved)
     if (pattern.kind == "n:m" or pattern.balanced) and resolved.scope == "global":
         raise InputError(
             f"--scope global does not go with --pattern {resolved.pattern}, which is per group; use matrix"
         )
     if resolved.out is None:
         name = resolved.method if len(resolved.methods) == 1 else "methods"
+        paper = "-paper" if resolved.recipe == "paper" else ""
         resolved = dataclasses.replace(
-            resolved, out=os.path.join("runs", f"{resolved.task}-{name}-{resolved.sparsity:g}-s{resolved.seed}")
+            resolved,
+            out=os.path.join("runs", f"{resolved.task}-{name}{paper}-{resolved.sparsity:g}-s{resolved.seed}"),
         )
     return resolved
-
-
-_RANGES: dict[str, tuple[float, float, str]] = {
-    "sparsity": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
-    "target_at": (math.ulp(0.0), 1.0, "a fraction in (0, 1]"),
-    "updates": (1, math.inf, "a whole number >= 1"),
-    "epochs": (math.ulp(0.0), 1e9, "a number > 0"),
-    "teacher_epochs": (math.ulp(0.0), 1e9, "a number > 0"),
-    "learning_rate": (math.ulp(0.0), 1e9, "a number > 0"),
-    "teacher_learning_rate": (math.ulp(0.0), 1e9, "a number > 0"),
-    "warmup": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
-    "weight_decay": (0.0, 1e9, "a number >= 0"),
-    "before": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
-    "after": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
-    "gate_learning_rate": (math.ulp(0.0), 1e9, "a number > 0"),
-    "gate_start": (math.ulp(0.0), math.nextafter(1.0, 0.0), "a probability in (0, 1)"),
-    "dual_learning_rate": (math.ulp(0.0), 1e9, "a number > 0"),
-    "stiffness": (math.ulp(0.0), 1e9, "a number > 0"),
-    "temperature": (math.ulp(0.0), 1e9, "a number > 0"),
-    "steps": (1, math.inf, "a whole number >= 1"),
-    "teacher_steps": (1, math.inf, "a whole number >= 1"),
-    "batch_size": (1, math.inf, "a whole number >= 1"),
-    "max_length": (8, math.inf, "a whole number >= 8"),
-    "lengths": (1, math.inf, "a whole number >= 1"),
-    "length_multiple": (1, math.inf, "a whole number >= 1"),
-    "limit_train": (1, math.inf, "a whole number >= 1"),
-    "augment": (1, math.inf, "a whole number >= 1"),
-    "seed": (0, 2**31 - 1, "a whole number in [0, 2147483647]"),
-    "evaluations": (1, math.inf, "a whole number >= 1"),
-    "log_every": (1, math.inf, "a whole number >= 1"),
-    "accumulate": (1, math.inf, "a whole number >= 1"),
-}
 
 
 def own_name(file: str) -> str:
@@ -229,92 +224,28 @@ def own_name(file: str) -> str:
     return place.absolute().parent.name if name.lower() in ("train", "training") else name
 
 
+def only_a_study(settings: S) -> S:
+    """The settings of a study, whose file has all the others."""
+    for field in dataclasses.fields(settings):
+        if field.name not in ("study", "cell") and getattr(settings, field.name) != field.default:
+            flag = field.name.replace("_", "-")
+            raise InputError(f"--{flag}: not beside --study {settings.study}; put it into the file")
+    return settings
+
+
 def with_lengths(settings: S, default: dict[str, int]) -> S:
     """The settings with lengths of batches where they say nothing of them."""
     return dataclasses.replace(settings, **{k: v for k, v in default.items() if getattr(settings, k) is None})
-
-
-def _check(settings: Settings) -> None:
-    for field in dataclasses.fields(settings):
-        value, choices = getattr(settings, field.name), field.metadata["choices"]
-        if choices and value is not None and value not in choices:
-            raise InputError(f"--{field.name.replace('_', '-')} {value}: allowed: {', '.join(choices)}")
-    for name, (low, high, allowed) in _RANGES.items():
-        value = getattr(settings, name)
-        if value is not None and not low <= value <= high:  # also refuses NaN
-            raise InputError(f"--{name.replace('_', '-')} {value}: {allowed} is needed")
-    for method in settings.methods:
-        if method not in METHODS:
-            raise InputError(f"--method {method!r} is unknown; allowed: {', '.join(METHODS)}")
-    if len(set(settings.methods)) != len(settings.methods):
-        raise InputError(f"--method {settings.method}: a method is named twice")
-    if settings.augment_file is not None and settings.augment is None:
-        raise InputError(f"--augment-file {settings.augment_file} needs --augment N")
-    if settings.augment is not None and settings.methods == ("dense",):
-        raise InputError(f"--augment {settings.augment} does not go with --method dense: a teacher labels the new rows")
-    loss_weights(settings.loss_weights)
-    gate_names(settings.gates)
-    if "cofi" in settings.methods:
-        _check_cofi(settings)
-
-
-def _check_cofi(settings: Settings) -> None:
-    if settings.pattern != "element":
-        raise InputError(f"--pattern {settings.pattern} does not go with --method cofi, which removes whole structures")
-    if settings.before + settings.after >= 1.0:
-        raise InputError(f"--before {settings.before} and --after {settings.after}: their sum must be below 1")
-    if not settings.before < settings.target_at <= 1.0 - settings.after:
-        raise InputError(
-            f"--target-at {settings.target_at}: with cofi it lies after --before {settings.before} and not later than "
-            f"1 - --after, {1.0 - settings.after:g}"
-        )
-    if loss_weights(settings.loss_weights).get("attention"):
-        raise InputError(
-            f"--loss-weights {settings.loss_weights}: cofi removes heads, so attention scores cannot be compared; "
-            "attention must be 0"
-        )
-
-
-def gate_names(text: str) -> tuple[str, ...]:
-    """Reads "heads,units".
-
-    Raises:
-      InputError: none, an unknown one, or one named twice.
-    """
-    names = tuple(text.split(","))
-    if not set(names) <= set(GATES) or len(set(names)) < len(names):
-        raise InputError(f"--gates {text!r}: some of {', '.join(GATES)} are needed, each once, comma-separated")
-    return names
 
 
 def teacher_settings(settings: Settings) -> Settings:
     """The settings of a run's teacher: those of pruning at their defaults, so that they may change on --resume."""
     kept = (
         "task data_dir source train_file dev_file text label model batch_size teacher_steps teacher_epochs "
-        "teacher_learning_rate schedule warmup weight_decay max_length lengths length_multiple limit_train seed dtype "
-        "pooling evaluations log_every out resume mesh distributed accumulate remat"
+        "teacher_learning_rate teacher_schedule warmup weight_decay max_length lengths length_multiple hold_out "
+        "limit_train seed dtype pooling evaluations log_every out resume mesh distributed accumulate remat"
     ).split()
     return dataclasses.replace(Settings(), method="dense", **{name: getattr(settings, name) for name in kept})
-
-
-def loss_weights(text: str) -> dict[str, float]:
-    """Reads "hidden=0.5,labels=1".
-
-    Raises:
-      InputError: an unknown name, or a weight that is no number >= 0.
-    """
-    allowed = ("embeddings", "hidden", "attention", "logits", "labels")
-    weights = {}
-    for part in filter(None, text.split(",")):
-        name, _, number = part.partition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if name not in allowed or not 0.0 <= value < math.inf:
-            raise InputError(f"--loss-weights {part!r}: NAME=NUMBER with a name of {', '.join(allowed)}, a number >= 0")
-        weights[name] = value
-    return weights
 
 
 def parse(arguments: list[str] | None = None) -> Settings:

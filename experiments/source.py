@@ -6,7 +6,11 @@ from kaprune_jax._errors import InputError
 from kaprune_jax.data.glue import load_files, load_glue
 from kaprune_jax.data.remote import load_hub, load_tfds
 from kaprune_jax.data.rows import TaskData, limit_train
+from kaprune_jax.data.sampling import hold_out
 from kaprune_jax.data.world import load_world
+
+HELD_OUT = "-held-out"
+"""Added to the name of a task that is scored on rows held out from training, whose scores are no dev scores."""
 
 
 def load_task(settings: Settings) -> TaskData:
@@ -24,4 +28,7 @@ def load_task(settings: Settings) -> TaskData:
         data = load_glue(settings.task, settings.data_dir)
     else:
         data = load_hub(settings.task) if settings.source == "hub" else load_tfds(settings.task)
+    if settings.hold_out is not None:
+        data = hold_out(data, settings.hold_out)  # the same rows whatever --seed is
+        data = data._replace(name=data.name + HELD_OUT)
     return limit_train(data, settings.limit_train, seed=settings.seed) if settings.limit_train else data

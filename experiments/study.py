@@ -1,17 +1,19 @@
-"""A grid of coupled runs as independent, resumable run folders: `--study FILE`, and `--cell I/N` for one slice of it.
+"""A grid of runs as independent, resumable run folders: `--study FILE`, and `--cell I/N` for one slice of it.
 
 FILE is JSON:
 
-    {"out": "runs/study", "base": {"task": "micro-rte", "auxiliary": "micro-nli"},
-     "grids": [{"limit_train": [100, 300], "sparsity": [0.8, 0.9], "coupling": ["none", "joint"], "seed": [0, 1, 2]}]}
+    {"out": "runs/study", "base": {"task": "micro-rte"}, "runs": {"first": {"task": "micro-nli"}},
+     "grids": [{"sparsity": [0.9, 0.95], "method": ["sparsebert", "logits"], "model": ["mini", "@first"], "seed": [0]}]}
 
-`base` has flags of this command, without dashes, for every cell; each grid is crossed out, and cells that two grids
-have in common are run once. Teachers are shared by the cells that have the same ones. Slices may run at the same time,
-on several machines with a common folder: cell k belongs to slice k modulo N.
+`base` has flags of the command, without dashes, for every cell; each grid is crossed out, and cells that two grids have
+in common are run once. `runs` are dense models fine-tuned before, by name; a flag that is "@NAME" means that model.
+Teachers are shared by the cells that have the same ones. Slices may run at the same time, on several machines with a
+common folder: cell k belongs to slice k modulo N. A grid that has grown since keeps the cells it has.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -19,64 +21,92 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
 from experiments.lock import hold, release
-from experiments.transfer_settings import TransferSettings, couples_teacher, resolve
+from experiments.settings import Settings
 from kaprune_jax._errors import InputError
 from kaprune_jax._reading import read_json
 
+S = TypeVar("S", bound=Settings)
+Flags = dict[str, Any]
+ShouldStop = Callable[[], bool]
+
 _OURS = ("study", "cell", "out", "resume", "rank", "distributed")
-_TEACHER = (
-    "task data_dir source train_file dev_file text label model limit_train seed dtype pooling max_length lengths "
-    "length_multiple batch_size evaluations teacher_steps teacher_epochs teacher_learning_rate schedule warmup "
-    "weight_decay"
-).split()
-_OTHER = (
-    "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_rows auxiliary_seed data_dir source model dtype "
-    "pooling max_length lengths length_multiple batch_size evaluations auxiliary_teacher_steps schedule warmup "
-    "weight_decay"
-).split()
-_JOINTLY = (
-    "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_seed auxiliary_rows auxiliary_teacher_steps "
-    "auxiliary_teacher surgery surgery_on surgery_parts share_depth auxiliary_weight auxiliary_schedule "
-    "auxiliary_mixing"
-).split()
-_COUPLED = [*_JOINTLY, "share", "when", "tie"]
 _MOST_CELLS = 10_000
 _HEAVY = ("ckpt", "ckpt-after", "model-last")
 
 
-def read_cells(file: str) -> tuple[Path, list[dict[str, Any]]]:
-    """The study's folder and the flags of every cell, in order.
+class Grid(NamedTuple):
+    """What a study's file says.
+
+    Attributes:
+      out: the study's folder.
+      runs: flags of the dense models that are made first, by name.
+      cells: flags of every cell, in order.
+    """
+
+    out: Path
+    runs: dict[str, Flags]
+    cells: list[Flags]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind(Generic[S]):
+    """How the cells of a command's studies are run.
+
+    Attributes:
+      settings: the type of its settings.
+      defaults: flags of every cell that does not say otherwise.
+      reduce: the flags of a cell without those that say nothing of it, so that equal cells are one.
+      resolve: settings with every default filled in, checked.
+      run: runs a cell: its settings, its folder, the study's folder.
+      write: writes the report of the finished ones among the cells' folders, and gives its place.
+    """
+
+    settings: type[S]
+    defaults: Flags
+    reduce: Callable[[Flags], Flags]
+    resolve: Callable[[S], S]
+    run: Callable[[S, Path, Path, ShouldStop], None]
+    write: Callable[[Path, list[Path]], Path]
+
+
+def read_grid(file: str, kind: Kind[S]) -> Grid:
+    """Reads a study.
 
     Raises:
-      InputError: no such file, or something in it that is no flag, or no list of values.
+      InputError: no such file, or something in it that is no flag, no list of values, or no run of its own.
     """
     raw = read_json(Path(file))
-    out, grids = raw.get("out"), raw.get("grids")
-    unknown = set(raw) - {"out", "base", "grids"}
+    out, grids, base, runs = raw.get("out"), raw.get("grids"), raw.get("base", {}), raw.get("runs", {})
+    unknown = set(raw) - {"out", "base", "runs", "grids"}
     if unknown or not isinstance(out, str) or "\0" in out or not isinstance(grids, list) or not grids:
-        raise InputError(f"--study {file}: an object with out, base and grids is needed")
-    hints = get_type_hints(TransferSettings)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(TransferSettings)}
-    allowed = {name: kind for name, kind in fields.items() if name not in _OURS}
-    base = raw.get("base", {})
-    cells: dict[str, dict[str, Any]] = {}
+        raise InputError(f"--study {file}: an object with out, base, runs and grids is needed; out and grids must be")
+    if not isinstance(base, dict) or not all(isinstance(grid, dict) and grid for grid in grids):
+        raise InputError(f"--study {file}: base and every grid must be objects")
+    if not isinstance(runs, dict) or not all(isinstance(run, dict) for run in runs.values()):
+        raise InputError(f"--study {file}: runs must be an object of objects")
+    if bad := [name for name in runs if not re.fullmatch(r"[A-Za-z0-9._-]*[A-Za-z0-9]", name)]:
+        raise InputError(f"--study {file}: {bad[0]!r} is no name of a run; letters, digits, and . _ - are allowed")
+    hints = get_type_hints(kind.settings)
+    fields = [field.name for field in dataclasses.fields(kind.settings)]
+    allowed = {name: hints[name] for name in fields if name not in _OURS}
 
     def check(name: str, value: Any) -> Any:
         if name not in allowed:
             raise InputError(f"--study {file}: {name!r} is no flag of this command, or one that a cell cannot have")
-        kinds = tuple(kind for kind in (get_args(allowed[name]) or (allowed[name],)) if isinstance(kind, type))
+        kinds = tuple(each for each in (get_args(allowed[name]) or (allowed[name],)) if isinstance(each, type))
         value = float(value) if float in kinds and type(value) is int else value
         if kinds and (not isinstance(value, kinds) or (bool not in kinds and isinstance(value, bool))):
-            raise InputError(f"--study {file}: {name}={value!r} is no {' or '.join(kind.__name__ for kind in kinds)}")
+            raise InputError(f"--study {file}: {name}={value!r} is no {' or '.join(each.__name__ for each in kinds)}")
+        if isinstance(value, str) and value.startswith("@") and value[1:] not in runs:
+            raise InputError(f"--study {file}: {name}={value!r}; runs has {', '.join(runs) or 'none'}")
         return value
 
-    if not isinstance(base, dict) or not all(isinstance(grid, dict) and grid for grid in grids):
-        raise InputError(f"--study {file}: base and every grid must be objects")
+    cells: dict[str, Flags] = {}
     for grid in grids:
         for name, values in grid.items():
             if not isinstance(values, list) or not values:
@@ -85,15 +115,14 @@ def read_cells(file: str) -> tuple[Path, list[dict[str, Any]]]:
             raise InputError(f"--study {file}: its grids have {count} cells; up to {_MOST_CELLS} are allowed")
         for values in itertools.product(*grid.values()):
             flags = {**base, **dict(zip(grid, values, strict=True))}
-            cell = {name: check(name, value) for name, value in flags.items()}
-            if cell.get("coupling") == "none":  # is the same whatever it is not coupled with
-                cell = {name: value for name, value in cell.items() if name not in _COUPLED}
+            cell = kind.reduce({name: check(name, value) for name, value in flags.items()})
             cells.setdefault(json.dumps(cell, sort_keys=True), cell)
-    return Path(out), list(cells.values())
+    first = {name: {key: check(key, value) for key, value in run.items()} for name, run in runs.items()}
+    return Grid(Path(out), first, list(cells.values()))
 
 
 def read_slice(text: str | None) -> tuple[int, int]:
-    """Reads "I/N", I from 1; the whole is 1/1.
+    """Reads "I/N": slice I of N, from 1.
 
     Raises:
       InputError: something else.
@@ -106,71 +135,71 @@ def read_slice(text: str | None) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def run_study(settings: TransferSettings, should_stop: Callable[[], bool]) -> None:
+def run_study(kind: Kind[S], file: str, cell: str | None, should_stop: ShouldStop) -> None:
     """Runs the cells of a slice that have no result yet, then writes the report of all that have one."""
     from experiments.record import say
-    from experiments.report_study import write_study
 
-    assert settings.study is not None
-    out, cells = read_cells(settings.study)
-    number, count = read_slice(settings.cell)
-    varied = sorted({name for cell in cells for name in cell if len({str(other.get(name)) for other in cells}) > 1})
-    resolved = [_resolve(cell, varied, out, settings.study) for cell in cells]  # says what is wrong before it runs
-    mine = [cell for index, cell in enumerate(resolved) if index % count == number - 1]
-    _compile_once(out)
-    for index, cell in enumerate(mine, 1):
-        assert cell.out is not None
-        folder = Path(cell.out)
+    grid = read_grid(file, kind)
+    number, count = read_slice(cell)
+    resolved = _resolve(kind, grid, file)  # says what is wrong before it runs
+    mine = [settings for index, settings in enumerate(resolved) if index % count == number - 1]
+    _compile_once(grid.out)
+    for name, flags in grid.runs.items():
+        make_once(grid.out / "runs" / name, lambda work, flags=flags: _run_first(flags, work, should_stop))
+    for index, settings in enumerate(mine, 1):
+        assert settings.out is not None
+        folder = Path(settings.out)
         if (folder / "result.json").is_file():
             continue
         say(f"\ncell {index} of {len(mine)}: {folder.name}")
         hold(folder)
-        _run_cell(cell, folder, out, should_stop)
-        _lighten(folder)
+        kind.run(settings, folder, grid.out, should_stop)
+        lighten(folder)
         release(folder)
-    say(f"report: {write_study(out, [Path(cell.out or '') for cell in resolved])}")
+    say(f"report: {kind.write(grid.out, [Path(settings.out or '') for settings in resolved])}")
 
 
-def _resolve(cell: dict[str, Any], varied: list[str], out: Path, file: str) -> TransferSettings:
-    try:
-        settings = resolve(TransferSettings(**{"allow_weak_teacher": True, **cell}))
-    except InputError as error:
-        raise InputError(f"--study {file}: cell {json.dumps(cell)}: {error}") from None
-    if "," in settings.coupling:
-        raise InputError(f"--study {file}: coupling={settings.coupling!r}; one in each cell is needed")
-    name = "-".join(_short(cell[name]) for name in varied if name in cell) or settings.coupling
-    digest = _digest(cell)
-    known = sorted((out / "cells").glob(f"*-{digest}"))  # a grid that has grown since names its cells otherwise
-    place = known[0] if known else out / "cells" / f"{name}-{digest}"
-    return dataclasses.replace(settings, out=str(place), resume=True)
+def _resolve(kind: Kind[S], grid: Grid, file: str) -> list[S]:
+    """The settings of every cell, each with the folder it has."""
+    from experiments.settings import resolve
+
+    for name, flags in grid.runs.items():
+        try:
+            resolve(Settings(**{"method": "dense", **flags}))
+        except (InputError, TypeError) as error:
+            raise InputError(f"--study {file}: run {name}: {error}") from None
+    cells = grid.cells
+    varied = sorted({name for cell in cells for name in cell if len({str(other.get(name)) for other in cells}) > 1})
+    found = []
+    for cell in cells:
+        flags = {name: _of_run(grid.out, value) for name, value in cell.items()}
+        try:
+            settings = kind.resolve(kind.settings(**{**kind.defaults, **flags}))
+        except InputError as error:
+            raise InputError(f"--study {file}: cell {json.dumps(cell)}: {error}") from None
+        name = "-".join(_short(cell[name]) for name in varied if name in cell) or "cell"
+        known = sorted((grid.out / "cells").glob(f"*-{digest(cell)}"))  # named by a grid that has grown since
+        place = known[0] if known else grid.out / "cells" / f"{name}-{digest(cell)}"
+        found.append(dataclasses.replace(settings, out=str(place), resume=True))
+    return found
 
 
-def _run_cell(settings: TransferSettings, folder: Path, out: Path, should_stop: Callable[[], bool]) -> None:
-    from experiments.auxiliary import get_auxiliaries, prepare_auxiliaries
-    from experiments.coupling import begin, get_target_teacher, prune
+def _of_run(out: Path, value: Any) -> Any:
+    return str(out / "runs" / value[1:]) if isinstance(value, str) and value.startswith("@") else value
+
+
+def _run_first(flags: Flags, work: Path, should_stop: ShouldStop) -> None:
+    """Fine-tunes a model that cells start from."""
     from experiments.prepare import prepare
-    from experiments.report import write_report
+    from experiments.run import run_method
+    from experiments.settings import resolve
     from experiments.source import load_task
-    from experiments.transfer import check
 
-    prepared = prepare(settings, data=load_task(settings))
-    check(settings, prepared)
-    others, auxiliaries = [], []
-    if settings.coupling != "none":
-        others = prepare_auxiliaries(settings, prepared)
-        place = out / "teachers" / f"auxiliary-{_digest({name: getattr(settings, name) for name in _OTHER})}"
-        _make_once(place, lambda work: get_auxiliaries(settings, others, work, should_stop))
-        auxiliaries = get_auxiliaries(settings, others, place, should_stop)
-    beginning = begin(prepared, auxiliaries, others, folder, should_stop)
-    same = (*_TEACHER, "coupling", *_JOINTLY) if couples_teacher(settings) else _TEACHER
-    teacher = out / "teachers" / f"target-{_digest({name: getattr(settings, name) for name in same})}"
-    if settings.teacher is None:
-        _make_once(teacher, lambda work: get_target_teacher(beginning, work, should_stop))
-    prune(beginning, teacher, folder, should_stop)
-    write_report(folder)
+    settings = resolve(Settings(**{"method": "dense", **flags, "out": str(work), "resume": True}))
+    run_method("dense", prepare(settings, data=load_task(settings)), work, should_stop)
 
 
-def _make_once(place: Path, make: Callable[[Path], object]) -> None:
+def make_once(place: Path, make: Callable[[Path], object]) -> None:
     """Makes a folder under a name of its own, then gives it its place, unless another process has been faster.
 
     What a process that was killed has left under such a name is gone on with.
@@ -180,7 +209,7 @@ def _make_once(place: Path, make: Callable[[Path], object]) -> None:
     work = _take_over(place) or place.with_name(f".{place.name}-{socket.gethostname()}-{os.getpid()}")
     hold(work)
     make(work)
-    _lighten(work)
+    lighten(work)
     release(work)
     if not work.is_dir():  # all was given, so nothing was made
         return
@@ -201,7 +230,7 @@ def _take_over(place: Path) -> Path | None:
     return None
 
 
-def _lighten(folder: Path) -> None:
+def lighten(folder: Path) -> None:
     """Removes what only a run that goes on would need."""
     for name in _HEAVY:
         for place in (folder / name, *folder.glob(f"*/{name}")):
@@ -223,7 +252,11 @@ def _short(value: Any) -> str:
     return "".join(letter if letter.isalnum() or letter in "._+" else "_" for letter in text)[:24]
 
 
-def _digest(value: dict[str, Any]) -> str:
-    import hashlib
-
+def digest(value: Flags) -> str:
+    """A name for what flags say: eight hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def digest_of(settings: Settings, names: Sequence[str]) -> str:
+    """The same for some of the settings."""
+    return digest({name: getattr(settings, name) for name in names})

@@ -17,8 +17,9 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
     """Runs every coupling of the settings, one after the other; or ranks, or runs a study."""
     if settings.study is not None:
         from experiments.study import run_study
+        from experiments.study_transfer import make_kind
 
-        return run_study(settings, should_stop)
+        return run_study(make_kind(), settings.study, settings.cell, should_stop)
     from experiments.auxiliary import get_auxiliaries, prepare_auxiliaries
     from experiments.coupling import run_coupling
     from experiments.lock import take

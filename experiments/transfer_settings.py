@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from experiments.flags import flag
 from experiments.flags import parse as parse_flags
-from experiments.settings import Settings, with_lengths
+from experiments.settings import Settings, only_a_study, with_lengths
 from experiments.settings import resolve as resolve_main
 from kaprune_jax._errors import InputError
 from kaprune_jax.transfer.sharing import SHARE, Share, shares_gates, shares_weights
@@ -60,8 +60,6 @@ class TransferSettings(Settings):
     init_from: str | None = flag("earlier runs with gates, comma-separated, whose masks vote on the first gates", None)
     vote_rate: float = flag("weight of that vote against --gate-start, in [0, 1]", 0.5)
     rank: bool = flag("only score the auxiliary candidates, and none, for this target", False)
-    study: str | None = flag("run a grid from a JSON file", None)
-    cell: str | None = flag("only slice I/N of the grid, I from 1", None)
 
 
 def parse(arguments: list[str] | None = None) -> TransferSettings:
@@ -86,11 +84,11 @@ def resolve(settings: TransferSettings) -> TransferSettings:
       InputError: a value that is not allowed, naming flag, value and what is.
     """
     if settings.study is not None:
-        return _only_a_study(settings)
-    if settings.cell is not None:
-        raise InputError(f"--cell {settings.cell}: slices of a study, so only with --study FILE")
+        return only_a_study(settings)
     if settings.method not in ("cofi", "sparsebert"):
         raise InputError(f"--method {settings.method}: allowed here: cofi, sparsebert")
+    if settings.recipe != "best":
+        raise InputError(f"--recipe {settings.recipe}: that of one task alone, for experiments.glue")
     if settings.augment is not None:
         raise InputError(f"--augment {settings.augment}: augmented rows are for experiments.glue")
     _several("coupling", settings.coupling, COUPLINGS)
@@ -142,15 +140,6 @@ def resolve(settings: TransferSettings) -> TransferSettings:
         stem = f"{resolved.task}-{'+'.join(names)}-{resolved.method}-{resolved.sparsity:g}-s{resolved.seed}"
         resolved = dataclasses.replace(resolved, out=os.path.join("runs", stem))
     return resolved
-
-
-def _only_a_study(settings: TransferSettings) -> TransferSettings:
-    """The settings of a study, whose file has all the others."""
-    for field in dataclasses.fields(settings):
-        if field.name not in ("study", "cell") and getattr(settings, field.name) != field.default:
-            flag_name = field.name.replace("_", "-")
-            raise InputError(f"--{flag_name}: not beside --study {settings.study}; put it into the file")
-    return settings
 
 
 def auxiliary_names(settings: TransferSettings) -> tuple[str, ...]:

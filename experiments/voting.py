@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.checks import gate_names
 from experiments.prepare import Prepared
 from experiments.run import predict_rows
-from experiments.settings import gate_names
 from experiments.transfer_settings import TransferSettings
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.folder import load

@@ -1,0 +1,71 @@
+"""Studies of `experiments.transfer`: how tasks are coupled, over target rows, sparsities and seeds."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.study import Flags, Kind, ShouldStop, digest_of, make_once
+from experiments.transfer_settings import TransferSettings, couples_teacher, resolve
+from kaprune_jax._errors import InputError
+
+TEACHER = (
+    "task data_dir source train_file dev_file text label model hold_out limit_train seed dtype pooling max_length "
+    "lengths length_multiple batch_size evaluations teacher_steps teacher_epochs teacher_learning_rate "
+    "teacher_schedule warmup weight_decay"
+).split()
+_OTHER = (
+    "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_rows auxiliary_seed data_dir source model dtype "
+    "pooling max_length lengths length_multiple batch_size evaluations auxiliary_teacher_steps teacher_schedule warmup "
+    "weight_decay"
+).split()
+_JOINTLY = (
+    "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_seed auxiliary_rows auxiliary_teacher_steps "
+    "auxiliary_teacher surgery surgery_on surgery_parts share_depth auxiliary_weight auxiliary_schedule "
+    "auxiliary_mixing"
+).split()
+_COUPLED = [*_JOINTLY, "share", "when", "tie"]
+
+
+def make_kind() -> Kind[TransferSettings]:
+    """How the cells of a study of couplings are run."""
+    from experiments.report_study import write_study
+
+    defaults: dict[str, Any] = {"allow_weak_teacher": True}
+    return Kind(TransferSettings, defaults, _reduce, _resolve, _run, write_study)
+
+
+def _reduce(cell: Flags) -> Flags:
+    """Without coupling a cell is the same whatever it is not coupled with."""
+    alone = cell.get("coupling") == "none"
+    return {name: value for name, value in cell.items() if not (alone and name in _COUPLED)}
+
+
+def _resolve(settings: TransferSettings) -> TransferSettings:
+    resolved = resolve(settings)
+    if "," in resolved.coupling:
+        raise InputError(f"coupling={resolved.coupling!r}; one in each cell is needed")
+    return resolved
+
+
+def _run(settings: TransferSettings, folder: Path, out: Path, should_stop: ShouldStop) -> None:
+    from experiments.auxiliary import get_auxiliaries, prepare_auxiliaries
+    from experiments.coupling import begin, get_target_teacher, prune
+    from experiments.prepare import prepare
+    from experiments.report import write_report
+    from experiments.source import load_task
+    from experiments.transfer import check
+
+    prepared = prepare(settings, data=load_task(settings))
+    check(settings, prepared)
+    others, auxiliaries = [], []
+    if settings.coupling != "none":
+        others = prepare_auxiliaries(settings, prepared)
+        place = out / "teachers" / f"auxiliary-{digest_of(settings, _OTHER)}"
+        make_once(place, lambda work: get_auxiliaries(settings, others, work, should_stop))
+        auxiliaries = get_auxiliaries(settings, others, place, should_stop)
+    beginning = begin(prepared, auxiliaries, others, folder, should_stop)
+    same = (*TEACHER, "coupling", *_JOINTLY) if couples_teacher(settings) else TEACHER
+    teacher = out / "teachers" / f"target-{digest_of(settings, same)}"
+    if settings.teacher is None:
+        make_once(teacher, lambda work: get_target_teacher(beginning, work, should_stop))
+    prune(beginning, teacher, folder, should_stop)
+    write_report(folder)

@@ -1,0 +1,123 @@
+"""Studies of the main job, on an encoder that is small enough for a test."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import glue
+from experiments.study import read_slice
+from kaprune_jax._errors import InputError
+
+QUICK = {"steps": 8, "teacher_steps": 4, "batch_size": 8, "evaluations": 1, "updates": 2}
+
+
+@pytest.fixture
+def write(tiny, files, tmp_path):
+    """Writes a study over own files; gives its file."""
+    base = {"train_file": files[1], "dev_file": files[3], "model": str(tiny), **QUICK}
+
+    def made(grids, **more):
+        file = tmp_path / "study.json"
+        content = {"out": str(tmp_path / "study"), "base": base, "grids": grids} | more
+        file.write_text(json.dumps(content), "utf-8")
+        return file
+
+    return made
+
+
+def results(folder):
+    return [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("cells/*/result.json"))]
+
+
+def test_cells_share_teachers_rows_and_the_models_made_first(write, files, tmp_path, capsys):
+    first = {"train_file": files[1], "dev_file": files[3], "model": "mini", **QUICK, "limit_train": 20}
+    grids = [
+        {"method": ["sparsebert", "hard-labels"], "sparsity": [0.8]},
+        {"augment": [2], "temperature": [2]},
+        {"model": ["@first"], "hold_out": [8]},
+    ]
+    file = write(grids, runs={"first": first})
+    assert glue.main(["--study", str(file), "--cell", "2/2"]) == 0
+    study = tmp_path / "study"
+    assert len(results(study)) == 2
+    assert glue.main(["--study", str(file)]) == 0
+    found = results(study)
+    assert sorted(result["sparsity"]["asked"] for result in found) == [0.8, 0.8, 0.95, 0.95]
+    assert len(list((study / "teachers").iterdir())) == 2  # of the two starts
+    assert len(list((study / "augmented").iterdir())) == 1
+    assert sum(result["examples"]["augmented"] > 0 for result in found) == 1
+    held = next(result for result in found if result["task"].endswith("-held-out"))
+    assert held["examples"] == {"train": 32, "dev": 8, "augmented": 0}
+    table = (study / "table.md").read_text("utf-8")
+    assert "sparsebert, augment 2, temperature 2" in table
+    assert "hard-labels" in table
+    assert (study / "report.html").is_file()
+    assert not list(study.glob("*/*/ckpt"))
+    before = {path: path.stat().st_mtime_ns for path in study.glob("*/*/result.json")}
+    assert glue.main(["--study", str(file)]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in study.glob("*/*/result.json")}
+
+
+def test_a_cell_is_the_run_that_its_flags_make(write, files, tiny, tmp_path):
+    assert glue.main(["--study", str(write([{"sparsity": [0.8]}]))]) == 0
+    flags = ["--model", str(tiny), *files, "--sparsity", "0.8", "--allow-weak-teacher"]
+    for name, value in QUICK.items():
+        flags += [f"--{name.replace('_', '-')}", str(value)]
+    assert glue.main([*flags, "--out", str(tmp_path / "run")]) == 0
+    cell = next((tmp_path / "study").glob("cells/*"))
+    one, two = (folder / "model" / "model.safetensors" for folder in (cell, tmp_path / "run"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("grids", "more", "words"),
+    [
+        ([{"method": ["dense"]}], {}, ["method='dense'", "one that prunes"]),
+        ([{"method": ["logits,cofi"]}], {}, ["'logits,cofi'", "one that prunes"]),
+        ([{"sparsity": [1.5]}], {}, ["cell {", "--sparsity 1.5"]),
+        ([{"coupling": ["joint"]}], {}, ["'coupling'", "no flag of this command"]),
+        ([{"sparsity": 0.5}], {}, ["sparsity=0.5", "a list of values"]),
+        ([{"sparsity": ["0.5"]}], {}, ["sparsity='0.5' is no float"]),
+        ([{"model": ["@other"]}], {"runs": {"first": {}}}, ["model='@other'", "runs has first"]),
+        ([{"seed": [0]}], {"runs": {"../x": {}}}, ["'../x'", "no name of a run"]),
+        ([{"seed": [0]}], {"runs": {"x": {"task": "rte"}}}, ["run x", "--data-dir"]),
+        ([{"seed": [0]}], {"runs": {"x": {"color": 1}}}, ["'color'", "no flag"]),
+        ([{"seed": [0]}], {"runs": ["x"]}, ["runs must be"]),
+        ([], {}, ["an object with out, base, runs and grids"]),
+        ([{"seed": list(range(200)), "steps": list(range(200))}], {}, ["40000 cells", "10000"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(write, tmp_path, capsys, grids, more, words):
+    assert glue.main(["--study", str(write(grids, **more))]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    for word in words:
+        assert word in said
+    assert not (tmp_path / "study").exists()
+
+
+def test_flags_beside_a_study_are_refused(write, capsys):
+    assert glue.main(["--study", str(write([{"seed": [0]}])), "--seed", "3"]) == 2
+    assert "--seed: not beside --study" in capsys.readouterr().err
+    assert glue.main(["--cell", "1/2"]) == 2
+    assert "only with --study FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/2/3", "-1/2", "a/b", "1 /2"])
+def test_slices(text):
+    assert read_slice("2/3") == (2, 3)
+    with pytest.raises(InputError, match="1 <= I <= N"):
+        read_slice(text)
+
+
+def test_the_studies_of_the_project_can_be_read(monkeypatch):
+    from experiments.study import read_grid
+    from experiments.study_glue import make_kind as of_glue
+    from experiments.study_transfer import make_kind as of_transfer
+
+    for file in sorted(Path(glue.__file__).parent.glob("studies/*.json")):
+        kind = of_transfer() if "coupling" in file.read_text("utf-8") else of_glue()
+        grid = read_grid(str(file), kind)
+        for cell in grid.cells:
+            kind.resolve(kind.settings(**{**kind.defaults, **cell}))
