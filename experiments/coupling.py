@@ -65,7 +65,7 @@ def run_coupling(
 def begin(
     prepared: Prepared, auxiliaries: list[Auxiliary], others: list[Prepared], folder: Path, should_stop: ShouldStop
 ) -> Beginning:
-    """Does what comes before the target is trained at all, into the run folder."""
+    """Does what comes before the target is trained at all, into a folder: the run's, or one that several runs share."""
     settings = settings_of(prepared)
     if settings.coupling == "none":
         auxiliaries = []

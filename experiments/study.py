@@ -84,7 +84,7 @@ def read_grid(file: str, kind: Kind[S]) -> Grid:
     out, grids, base, runs = raw.get("out"), raw.get("grids"), raw.get("base", {}), raw.get("runs", {})
     unknown = set(raw) - {"out", "base", "runs", "grids"}
     if unknown or not isinstance(out, str) or "\0" in out or not isinstance(grids, list) or not grids:
-        raise InputError(f"--study {file}: an object with out, base, runs and grids is needed; out and grids must be")
+        raise InputError(f"--study {file}: an object with out and grids is needed, and base and runs where wanted")
     if not isinstance(base, dict) or not all(isinstance(grid, dict) and grid for grid in grids):
         raise InputError(f"--study {file}: base and every grid must be objects")
     if not isinstance(runs, dict) or not all(isinstance(run, dict) for run in runs.values()):
@@ -199,17 +199,19 @@ def _run_first(flags: Flags, work: Path, should_stop: ShouldStop) -> None:
     run_method("dense", prepare(settings, data=load_task(settings)), work, should_stop)
 
 
-def make_once(place: Path, make: Callable[[Path], object]) -> None:
+def make_once(place: Path, make: Callable[[Path], object], *, light: bool = True) -> None:
     """Makes a folder under a name of its own, then gives it its place, unless another process has been faster.
 
-    What a process that was killed has left under such a name is gone on with.
+    What a process that was killed has left under such a name is gone on with. Checkpoints are kept where it is not to
+    be `light`.
     """
     if place.is_dir():
         return
     work = _take_over(place) or place.with_name(f".{place.name}-{socket.gethostname()}-{os.getpid()}")
     hold(work)
     make(work)
-    lighten(work)
+    if light:
+        lighten(work)
     release(work)
     if not work.is_dir():  # all was given, so nothing was made
         return

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.study import Flags, Kind, ShouldStop, digest_of, make_once
+from experiments.study import Flags, Kind, ShouldStop, digest, digest_of, make_once
 from experiments.transfer_settings import TransferSettings, couples_teacher, resolve
 from kaprune_jax._errors import InputError
 
@@ -49,8 +49,10 @@ def _resolve(settings: TransferSettings) -> TransferSettings:
 def _run(settings: TransferSettings, folder: Path, out: Path, should_stop: ShouldStop) -> None:
     from experiments.auxiliary import get_auxiliaries, prepare_auxiliaries
     from experiments.coupling import begin, get_target_teacher, prune
+    from experiments.method import count_steps
     from experiments.prepare import prepare
     from experiments.report import write_report
+    from experiments.sequential import PRUNING
     from experiments.source import load_task
     from experiments.transfer import check
 
@@ -62,7 +64,13 @@ def _run(settings: TransferSettings, folder: Path, out: Path, should_stop: Shoul
         place = out / "teachers" / f"auxiliary-{digest_of(settings, _OTHER)}"
         make_once(place, lambda work: get_auxiliaries(settings, others, work, should_stop))
         auxiliaries = get_auxiliaries(settings, others, place, should_stop)
-    beginning = begin(prepared, auxiliaries, others, folder, should_stop)
+    earlier = folder
+    if settings.coupling == "sequential" and settings.share != "nothing":  # is the same for every set of target rows
+        names = [*_OTHER, *PRUNING, "method", "share", "share_depth", "when", "auxiliary_teacher"]
+        steps = count_steps(prepared, dense=False)
+        earlier = out / "earlier" / digest({"steps": steps, "digest": digest_of(settings, names)})
+        make_once(earlier, lambda work: begin(prepared, auxiliaries, others, work, should_stop), light=False)
+    beginning = begin(prepared, auxiliaries, others, earlier, should_stop)
     same = (*TEACHER, "coupling", *_JOINTLY) if couples_teacher(settings) else TEACHER
     teacher = out / "teachers" / f"target-{digest_of(settings, same)}"
     if settings.teacher is None:
