@@ -70,7 +70,7 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
     names = "batch_size warmup weight_decay max_length limit_train hold_out dtype seed evaluations".split()
     if planned.target_step:
         names += "recipe schedule epochs epochs_over steps learning_rate augment".split()
-        names += "scope target_at sparsity_schedule updates".split()
+        names += "scope scores regrow student target_at sparsity_schedule updates".split()
     if method == "cofi":
         names += "gates before after gate_learning_rate gate_start dual_learning_rate penalty stiffness".split()
         names += "train_embeddings prune_vocabulary".split()
@@ -120,13 +120,15 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
     if dense:
         return Plan("teacher", params, hard_labels_loss(), _extra(optimizer), rate, steps, 0, ())
     objective, notes = make_objective(method, settings, prepared.start, teacher)
-    if method == "prune-finetuned" and teacher is not None:
+    student = "teacher" if method == "prune-finetuned" else settings.student
+    if student != "pretrained" and teacher is not None:
         if param_shapes(teacher.config) != param_shapes(prepared.start.config):
+            what = "--method prune-finetuned" if method == "prune-finetuned" else f"--student {student}"
             raise InputError(
-                f"--teacher {settings.teacher}: prune-finetuned prunes the teacher, which must have the shape of "
-                f"--model {settings.model}; give that one's fine-tuned model, or another method"
+                f"--teacher {settings.teacher}: {what} prunes the teacher, which must have the shape of "
+                f"--model {settings.model}; give that one's fine-tuned model, or leave {what} out"
             )
-        params = teacher.params
+        params = teacher.params if student == "teacher" else _mean(prepared.start.params, teacher.params)
     if objective.projection and teacher is not None:
         widths = (prepared.start.config.hidden_size, teacher.config.hidden_size)
         key = jax.random.fold_in(jax.random.key(settings.seed), 1)
@@ -140,9 +142,17 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
             prunable=PRUNABLE,
             pattern=settings.pattern,
             scope=settings.scope,  # pyright: ignore[reportArgumentType]
+            scores=settings.scores,
+            regrow=settings.regrow,
         ),
     )
     return Plan("prune", params, objective, _extra(tx), rate, steps, schedule.end, notes)
+
+
+def _mean(start: Params, teacher: Params) -> Params:
+    """The mean of two encoders, with the teacher's head: that of the start has not learned anything."""
+    mean = jax.tree.map(lambda one, two: (one + two) / 2, start, teacher)
+    return {**mean, "head": teacher["head"]} if "head" in teacher else mean
 
 
 def count_steps(prepared: Prepared, *, dense: bool) -> int:

@@ -21,7 +21,8 @@ _FREE = frozenset(
 )
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TransferSettings)}
 # What else runs of one method may be compared by.
-_CHANGES = "augment target_at sparsity_schedule scope loss_weights temperature schedule warmup learning_rate".split()
+_CHANGES = "augment student target_at sparsity_schedule scope scores regrow loss_weights temperature".split()
+_CHANGES += "schedule warmup learning_rate".split()
 # Say nothing of a run without auxiliary tasks.
 _COUPLED = frozenset(_DEFAULTS) - {field.name for field in dataclasses.fields(Settings)}
 _COUPLED -= {"coupling", "init_from", "vote_rate"}

@@ -27,7 +27,15 @@ from kaprune_jax.models.config import BertConfig
 from kaprune_jax.prune.masks import sparsity
 from kaprune_jax.train.processes import by_first, on_first
 from kaprune_jax.train.sharding import fetch, mesh_text, place, place_batch
-from kaprune_jax.train.step import TrainState, get_masks, init_state, make_predict, make_train_step, split_projection
+from kaprune_jax.train.step import (
+    TrainState,
+    get_masks,
+    init_state,
+    make_predict,
+    make_train_step,
+    masked_params,
+    split_projection,
+)
 
 ShouldStop = Callable[[], bool]
 
@@ -151,7 +159,7 @@ def run_method(
         steps=planned.steps,
         target_step=planned.target_step,
         rate=planned.rate,
-        evaluate=lambda state: evaluate(predict, state.params, prepared, batch_size=settings.batch_size or 1),
+        evaluate=lambda state: evaluate(predict, masked_params(state), prepared, batch_size=settings.batch_size or 1),
         removed=lambda state: sparsity(get_masks(state.opt_state) or {}),
         write=write,
         mesh=prepared.mesh,

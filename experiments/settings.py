@@ -11,6 +11,7 @@ from experiments.flags import parse as parse_flags
 from experiments.presets import GLUE_TASKS, METHODS, MICRO_TASKS, OWN_FILES, PRESETS, RECIPES, Recipe
 from kaprune_jax._errors import InputError
 from kaprune_jax.models.layout import GATES
+from kaprune_jax.prune.magnitude import SCORES, Scores
 from kaprune_jax.prune.patterns import parse_pattern
 
 S = TypeVar("S", bound="Settings")
@@ -48,6 +49,18 @@ class Settings:
     )
     pattern: str = _flag("element, block-RxC (R inputs by C outputs), block-RxC-balanced or N:M", "element")
     scope: str = _flag("rank weights within each matrix, or over all", "matrix", choices=("matrix", "global"))
+    scores: Scores = _flag(
+        "the smallest of which are removed: magnitude (of weights), movement (away from zero) or sensitivity (of the "
+        "loss)",
+        "magnitude",
+        choices=SCORES,
+    )
+    regrow: bool = _flag("let removed weights come back until the sparsity is reached", False)
+    student: str = _flag(
+        "what is pruned while distilling: the pre-trained encoder, the teacher, or their mean",
+        "pretrained",
+        choices=("pretrained", "teacher", "mean"),
+    )
     target_at: float | None = _flag("fraction of the run at which the sparsity is reached, in (0, 1] [by recipe]", None)
     sparsity_schedule: str = _flag(
         "how the sparsity rises until then", "cubic", choices=("cubic", "linear", "one-shot")

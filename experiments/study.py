@@ -84,7 +84,9 @@ def read_grid(file: str, kind: Kind[S]) -> Grid:
     out, grids, base, runs = raw.get("out"), raw.get("grids"), raw.get("base", {}), raw.get("runs", {})
     unknown = set(raw) - {"out", "base", "runs", "grids"}
     if unknown or not isinstance(out, str) or "\0" in out or not isinstance(grids, list) or not grids:
-        raise InputError(f"--study {file}: an object with out and grids is needed, and base and runs where wanted")
+        raise InputError(
+            f"--study {file}: an object with out, base and grids is needed, and runs where cells start from others"
+        )
     if not isinstance(base, dict) or not all(isinstance(grid, dict) and grid for grid in grids):
         raise InputError(f"--study {file}: base and every grid must be objects")
     if not isinstance(runs, dict) or not all(isinstance(run, dict) for run in runs.values()):

@@ -1,11 +1,14 @@
-"""Magnitude pruning as an optax transformation.
+"""Magnitude pruning as an optax transformation, and the same with scores that look at gradients.
 
 SparseBERT (Xu et al., 2021, arXiv:2104.08682), section 3: masks are taken from |w| while the model trains; what is
-gone stays gone. With the schedule of Zhu and Gupta (2017, arXiv:1710.01878).
+gone stays gone. With the schedule of Zhu and Gupta (2017, arXiv:1710.01878). Movement: Sanh et al. (2020,
+arXiv:2005.07683), equation 5; sensitivity: Molchanov et al. (2019, arXiv:1906.10771), equation 8 without the square.
 """
 
+import functools
 import re
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,10 @@ from kaprune_jax.prune.masks import _keys, _select, choose_pieces
 from kaprune_jax.prune.patterns import Pattern, parse_pattern
 from kaprune_jax.prune.schedules import PruningSchedule
 
+Scores = Literal["magnitude", "movement", "sensitivity"]
+SCORES: tuple[Scores, ...] = get_args(Scores)
+_MEMORY = 0.98  # of the mean of sensitivities: some fifty steps
+
 
 class MagnitudePruningState(NamedTuple):
     """State of `magnitude_pruning`.
@@ -29,6 +36,8 @@ class MagnitudePruningState(NamedTuple):
       asked: the sparsity the last mask update was made for, in [0, 1).
       delivered: the fraction of prunable weights removed, counted from the masks at that update.
       updated: whether the last step changed the masks.
+      importance: what was gathered from gradients for the scores; None for magnitudes.
+      settled: with regrowth whether removed weights are gone for good, from the end of the schedule on; None without.
     """
 
     count: Int[Array, ""]
@@ -36,6 +45,8 @@ class MagnitudePruningState(NamedTuple):
     asked: Float[Array, ""]
     delivered: Float[Array, ""]
     updated: Bool[Array, ""]
+    importance: Params | None = None
+    settled: Bool[Array, ""] | None = None
 
 
 def magnitude_pruning(
@@ -47,6 +58,8 @@ def magnitude_pruning(
     pattern: str = "element",
     scope: Literal["matrix", "global"] = "matrix",
     alike: str | None = None,
+    scores: Scores = "magnitude",
+    regrow: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes the smallest weights while training goes on; to be placed last in an `optax.chain`.
 
@@ -65,11 +78,17 @@ def magnitude_pruning(
       pattern: "element", "block-RxC", "block-RxC-balanced" or "N:M".
       scope: "matrix": every matrix keeps its own floor(n (1 - s)); "global": all are ranked together.
       alike: matrices whose paths are the same once what this regular expression matches is taken out have one mask,
-        made from the sums of their magnitudes: several tasks' copies of a model, say. By default each has its own.
+        made from the sums of their scores: several tasks' copies of a model, say. By default each has its own.
+      scores: what the smallest of are removed: "magnitude", |w|; "movement", the sum of -w ∂L/∂w over the steps, which
+        is large where training moves a weight away from zero; "sensitivity", a running mean of |w ∂L/∂w|, about what
+        the loss would change by without the weight. The latter two need `tx.update(..., grads=gradients)`.
+      regrow: rank all weights at every update, so that removed ones can come back, until the end of the schedule. The
+        update then leaves them as they are: the forward pass has to take `straight_through(params, masks)`, whose
+        gradient reaches them too, until the state is `settled`.
 
     Raises:
-      ValueError: (at init) the pattern matches no parameter or does not divide a matrix, or it is N:M and the
-        schedule does not end at 1 - N/M or the scope is global.
+      ValueError: scores are unknown; (at update) gradients are missing; (at init) the pattern matches no parameter or
+        does not divide a matrix, or it is N:M and the schedule does not end at 1 - N/M or the scope is global.
 
     Example:
       >>> import jax.numpy as jnp, kaprune_jax as kp, optax
@@ -86,57 +105,81 @@ def magnitude_pruning(
         raise ValueError(f"pattern {pattern} is per group; scope=global is for element and block-RxC")
     if scope not in ("matrix", "global"):
         raise ValueError(f"scope={scope!r}; allowed: matrix, global")
+    if scores not in SCORES:
+        raise ValueError(f"scores={scores!r}; allowed: {', '.join(SCORES)}")
     due_steps, sparsities = schedule.updates(every=50 if every is None and updates is None else every, count=updates)
 
-    def init(params) -> MagnitudePruningState:
+    def init(params) -> Any:
         chosen = dict(select(params, prunable))
         for path, leaf in chosen.items():
             form.check(leaf.shape, path)
         masks = jax.tree_util.tree_map_with_path(
             lambda path, leaf: jnp.ones(leaf.shape, bool) if path_string(path) in chosen else None, params
         )
-        return MagnitudePruningState(jnp.int32(0), masks, jnp.float32(0.0), jnp.float32(0.0), jnp.bool_(False))
+        state = MagnitudePruningState(jnp.int32(0), masks, jnp.float32(0.0), jnp.float32(0.0), jnp.bool_(False))
+        if scores != "magnitude":
+            state = state._replace(importance=_of_prunable(jnp.zeros_like, masks, params))
+        return state._replace(settled=jnp.bool_(False)) if regrow else state
 
-    def update(updates, state, params=None, **_):
+    def update(updates, state, params=None, *, grads=None, **_) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("magnitude_pruning needs params in tx.update(updates, state, params)")
+        importance = state.importance
+        if importance is not None:
+            if grads is None:
+                raise ValueError(f"scores={scores!r} needs grads=gradients in tx.update")
+            importance = _of_prunable(functools.partial(_gather, scores), state.masks, importance, params, grads)
         count = state.count + 1
         index = jnp.clip(jnp.searchsorted(jnp.asarray(due_steps), count), 0, len(due_steps) - 1)
         due = jnp.asarray(due_steps)[index] == count
 
         def prune(masks, *_):
-            scores = params if alike is None else _summed(params, masks, alike)
-            masks = _update_masks(scores, masks, form, sparsities, index, scope)
+            found = _of_prunable(jnp.abs, masks, params) if importance is None else importance
+            found = found if alike is None else _summed(found, masks, alike)
+            masks = _update_masks(found, masks, form, sparsities, index, scope, regrow=regrow)
             return masks, jnp.asarray(sparsities, jnp.float32)[index], _removed(masks)
 
         masks, asked, delivered = jax.lax.cond(
             due, prune, lambda *unchanged: unchanged, state.masks, state.asked, state.delivered
         )
-        masked = jax.tree.map(
-            lambda update, mask, param: update if mask is None else jnp.where(mask, update, -param),
-            updates,
-            masks,
-            params,
-            is_leaf=lambda leaf: leaf is None,
-        )
-        return masked, MagnitudePruningState(count, masks, asked, delivered, due)
+        settled = count >= schedule.end if regrow else None
+
+        def remove(update, mask, param):
+            if mask is None:
+                return update
+            return jnp.where(mask if settled is None else mask | ~settled, update, -param)
+
+        masked = jax.tree.map(remove, updates, masks, params, is_leaf=lambda leaf: leaf is None)
+        return masked, MagnitudePruningState(count, masks, asked, delivered, due, importance, settled)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _summed(params, masks: Masks, alike: str) -> Params:
-    """The magnitudes of prunable matrices, summed over those that are to have one mask."""
-    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+def _gather(scores: Scores, importance: Array, param: Array, grad: Array) -> Array:
+    """What was gathered of one matrix, with another gradient."""
+    step = -param * grad
+    if scores == "movement":
+        return importance + step
+    return _MEMORY * importance + (1.0 - _MEMORY) * jnp.abs(step)
+
+
+def _of_prunable(function: Callable[..., Array], masks: Masks, *trees: Params) -> Params:
+    """A function of every prunable leaf; None elsewhere."""
+    return jax.tree.map(
+        lambda mask, *leaves: None if mask is None else function(*leaves), masks, *trees, is_leaf=lambda x: x is None
+    )
+
+
+def _summed(scores: Params, masks: Masks, alike: str) -> Params:
+    """The scores of prunable matrices, summed over those that are to have one mask."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(masks, is_leaf=lambda leaf: leaf is None)
     names = [re.sub(alike, "", path_string(path)) for path, _ in paths]
-    prunable = structure.flatten_up_to(masks)
+    leaves = structure.flatten_up_to(scores)
     sums: dict[str, Array] = {}
-    for name, (_, leaf), mask in zip(names, paths, prunable, strict=True):
-        if mask is not None:
-            sums[name] = sums[name] + jnp.abs(leaf) if name in sums else jnp.abs(leaf)
-    leaves = [
-        leaf if mask is None else sums[name] for name, (_, leaf), mask in zip(names, paths, prunable, strict=True)
-    ]
-    return jax.tree.unflatten(structure, leaves)
+    for name, leaf in zip(names, leaves, strict=True):
+        if leaf is not None:
+            sums[name] = sums[name] + leaf if name in sums else leaf
+    return jax.tree.unflatten(structure, [sums.get(name) for name in names])
 
 
 def _removed(masks: Masks) -> Float[Array, ""]:
@@ -146,22 +189,24 @@ def _removed(masks: Masks) -> Float[Array, ""]:
     return 1.0 - kept.astype(jnp.float32) / sum(leaf.size for leaf in leaves)
 
 
-def _update_masks(params, masks: Masks, form: Pattern, sparsities: np.ndarray, index: Array, scope: str) -> Masks:
-    """New masks inside the old ones, with the counts of the update at `index`."""
+def _update_masks(
+    scores: Params, masks: Masks, form: Pattern, sparsities: np.ndarray, index: Array, scope: str, *, regrow: bool
+) -> Masks:
+    """New masks, inside the old ones unless weights may come back, with the counts of the update at `index`."""
 
-    def keys_of(param, mask):
-        return _keys(form.sums(jnp.abs(param)), form.split(mask))
+    def keys_of(score, mask):
+        return _keys(form.sums(score), None if regrow else form.split(mask))
 
     def counts(shape) -> Array:
         return jnp.asarray([form.kept(shape, value) for value in sparsities], jnp.int32)[index]
 
     paths, structure = jax.tree_util.tree_flatten_with_path(masks, is_leaf=lambda leaf: leaf is None)
     leaves = [leaf for _, leaf in paths]
-    weights = structure.flatten_up_to(params)
+    found = structure.flatten_up_to(scores)
     places = [place for place, mask in enumerate(leaves) if mask is not None]
     if scope == "global":
         pieces = sum(form.pieces(leaves[place].shape)[1] for place in places)
-        keys = [keys_of(weights[place], leaves[place]) for place in places]
+        keys = [keys_of(found[place], leaves[place]) for place in places]
         selected = _select(keys, counts((pieces * form.rows * form.columns,)))
     else:
         # Matrices of one name and shape share one compiled loop over them, six in all rather than six for each layer.
@@ -172,10 +217,10 @@ def _update_masks(params, masks: Masks, form: Pattern, sparsities: np.ndarray, i
             path, leaf = paths[place]
             alike.setdefault((path_string(path[-2:]), leaf.shape), []).append(number)
         for (_, shape), numbers in alike.items():
-            keys = jnp.stack([keys_of(weights[places[number]], leaves[places[number]]) for number in numbers])
+            keys = jnp.stack([keys_of(found[places[number]], leaves[places[number]]) for number in numbers])
             keep = counts(shape)
-            found = jax.lax.map(lambda key, keep=keep: choose_pieces(form, key, keep), keys)
-            for number, mask in zip(numbers, found, strict=True):
+            chosen = jax.lax.map(lambda key, keep=keep: choose_pieces(form, key, keep), keys)
+            for number, mask in zip(numbers, chosen, strict=True):
                 selected[number] = mask
     for place, mask in zip(places, selected, strict=True):
         leaves[place] = form.spread(mask, leaves[place].shape)

@@ -88,6 +88,21 @@ def test_every_method_takes_the_same_steps_and_delivers_the_sparsity(run, tmp_pa
     assert result["target_step"] == (1 if method == "prune-then-finetune" else 15)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["--scores", "movement", "--student", "teacher"], ["--scores", "sensitivity", "--regrow", "--student", "mean"]],
+    ids=" ".join,
+)
+def test_other_scores_and_starts_deliver_the_sparsity(run, tmp_path, flags):
+    assert run("--method", "sparsebert", "--sparsity", "0.8", *flags) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["sparsity"]["encoder"] == pytest.approx(0.8, abs=0.01)
+    assert result["sparsity"]["encoder"] >= 0.8
+    table = (tmp_path / "run" / "table.md").read_text("utf-8")
+    assert f"student {flags[-1]}" in table
+    assert f"scores {flags[1]}" in table
+
+
 def test_several_methods_share_a_teacher_and_get_a_folder_each(run, tmp_path):
     assert run("--method", "sparsebert,hard-labels", "--pattern", "2:4") == 0
     assert tree_of(tmp_path / "run")[0] == "hard-labels"

@@ -84,7 +84,7 @@ def test_a_cell_is_the_run_that_its_flags_make(write, files, tiny, tmp_path):
         ([{"seed": [0]}], {"runs": {"x": {"task": "rte"}}}, ["run x", "--data-dir"]),
         ([{"seed": [0]}], {"runs": {"x": {"color": 1}}}, ["'color'", "no flag"]),
         ([{"seed": [0]}], {"runs": ["x"]}, ["runs must be"]),
-        ([], {}, ["an object with out and grids is needed"]),
+        ([], {}, ["an object with out, base and grids"]),
         ([{"seed": list(range(200)), "steps": list(range(200))}], {}, ["40000 cells", "10000"]),
     ],
 )
