@@ -15,7 +15,8 @@ import kaprune_jax as kp
 from experiments.augment_file import read_rows as read_augmented
 from experiments.augment_file import write_rows
 from experiments.report import write_report
-from experiments.study import read_cells
+from experiments.study import read_grid
+from experiments.study_transfer import make_kind
 from kaprune_jax.data.augment import Augmented
 from kaprune_jax.data.tables import read_rows
 from kaprune_jax.data.world import write_tokenizer
@@ -166,7 +167,7 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     **{name: (lambda folder, name=name: table(folder, name), read_table)
        for plain in TABLES for name in (plain, f"{plain}.gz")},
     "augmented": (augmented, read_own),
-    "study": (study, lambda file: read_cells(str(file))),
+    "study": (study, lambda file: read_grid(str(file), make_kind())),
     "run": (run, write_report),
     "tokenizer": (tokenizer, read_and_save_tokenizer),
 }  # fmt: skip

@@ -8,7 +8,8 @@ import pytest
 import readers
 
 from experiments.augment_file import write_rows
-from experiments.study import read_cells, read_slice
+from experiments.study import read_grid, read_slice
+from experiments.study_transfer import make_kind
 from kaprune_jax.data.augment import Augmented
 
 
@@ -123,7 +124,7 @@ def test_augmented_rows_that_are_a_bomb(tmp_path, refused):
 def test_studies(tmp_path, refused, changes, part):
     file = readers.study(tmp_path)
     readers.change_json(file, **changes)
-    assert f"--study {file}: " in (said := refused(lambda: read_cells(str(file))))
+    assert f"--study {file}: " in (said := refused(lambda: read_grid(str(file), make_kind())))
     assert part in said
 
 
