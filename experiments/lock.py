@@ -16,6 +16,10 @@ _HALF = (".*.partial", ".report.html-*", ".table.md-*")
 _held: dict[Path, tuple[int, list[Path]]] = {}  # by run folder the open file, and the folders that were made for it
 
 
+class Busy(InputError):
+    """Another process is at work in a folder."""
+
+
 def hold(folder: Path) -> None:
     """Takes the lock of a run folder, made if missing, until `release` or the end of the process; twice is once.
 
@@ -42,7 +46,7 @@ def _lock(folder: Path) -> None:
             if not _take(file):
                 holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
                 os.close(file)
-                raise InputError(f"{folder}: a run is going on in it ({holder})")
+                raise Busy(f"{folder}: a run is going on in it ({holder})")
             if _is_there(file, place / LOCK):
                 break
             os.close(file)  # removed by the one that had it before

@@ -103,7 +103,8 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
     Raises:
       InputError: the folder holds a run with other settings, another process is at work in it, or it cannot be written.
     """
-    hold(folder)
+    if not (folder / "result.json").is_file():  # what is finished may be read by several at once
+        hold(folder)
     program = Path(sys.argv[0]).stem
     module = f"experiments.{program}" if program in ("glue", "transfer") else settings.MODULE
     config = dataclasses.asdict(settings) | details

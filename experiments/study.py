@@ -20,12 +20,12 @@ import math
 import os
 import re
 import shutil
-import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
-from experiments.lock import hold, release
+from experiments.lock import Busy, hold, release
 from experiments.settings import Settings
 from kaprune_jax._errors import InputError
 from kaprune_jax._reading import read_json
@@ -147,7 +147,7 @@ def run_study(kind: Kind[S], file: str, cell: str | None, should_stop: ShouldSto
     mine = [settings for index, settings in enumerate(resolved) if index % count == number - 1]
     _compile_once(grid.out)
     for name, flags in grid.runs.items():
-        make_once(grid.out / "runs" / name, lambda work, flags=flags: _run_first(flags, work, should_stop))
+        make_once(grid.out / "runs" / name, lambda work, flags=flags: _run_first(flags, work, should_stop), should_stop)
     for index, settings in enumerate(mine, 1):
         assert settings.out is not None
         folder = Path(settings.out)
@@ -201,37 +201,50 @@ def _run_first(flags: Flags, work: Path, should_stop: ShouldStop) -> None:
     run_method("dense", prepare(settings, data=load_task(settings)), work, should_stop)
 
 
-def make_once(place: Path, make: Callable[[Path], object], *, light: bool = True) -> None:
-    """Makes a folder under a name of its own, then gives it its place, unless another process has been faster.
+def make_once(
+    place: Path, make: Callable[[Path], object], should_stop: ShouldStop, *, light: bool = True, wait: float = 2.0
+) -> None:
+    """Makes a folder under another name, then gives it its place; where another process is making it, waits for that.
 
-    What a process that was killed has left under such a name is gone on with. Checkpoints are kept where it is not to
-    be `light`.
+    What a process that was killed has left under that name is gone on with.
+
+    Args:
+      place: the folder.
+      make: makes it in the folder that it is given; leaves nothing where there is nothing to be made.
+      should_stop: asked while waiting.
+      light: without checkpoints, in the end.
+      wait: seconds between two looks.
+
+    Raises:
+      Interrupted: `should_stop` said so.
     """
-    if place.is_dir():
-        return
-    work = _take_over(place) or place.with_name(f".{place.name}-{socket.gethostname()}-{os.getpid()}")
-    hold(work)
-    make(work)
-    if light:
-        lighten(work)
-    release(work)
-    if not work.is_dir():  # all was given, so nothing was made
-        return
-    try:
-        work.rename(place)
-    except OSError:
+    from experiments.record import say
+    from kaprune_jax.train.loop import Interrupted
+
+    work, guard = (place.with_name(f".{place.name}.{name}") for name in ("work", "making"))
+    waiting = False
+    while not place.is_dir():
+        try:
+            hold(guard)
+        except Busy as error:
+            if not waiting:
+                say(f"waiting for what another process makes: {error}")
+            waiting = True
+            if should_stop():
+                raise Interrupted(f"stopped while waiting for {place}") from None
+            time.sleep(wait)
+            continue
         if not place.is_dir():
-            raise
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _take_over(place: Path) -> Path | None:
-    """The work that was begun for a folder by a process that is no longer there, now held by this one."""
-    for left in sorted(place.parent.glob(f".{place.name}-*")):
-        with contextlib.suppress(InputError):
-            hold(left)
-            return left
-    return None
+            make(work)
+            release(work)
+            if light:
+                lighten(work)
+            if work.is_dir():  # else all was given, so nothing was made
+                work.rename(place)
+        release(guard)
+        with contextlib.suppress(OSError):  # there is one in it again
+            guard.rmdir()
+        return
 
 
 def lighten(folder: Path) -> None:

@@ -46,7 +46,7 @@ def _run(settings: Settings, folder: Path, out: Path, should_stop: ShouldStop) -
     )
     place = out / "teachers" / digest_of(settings, TEACHER)
     if settings.teacher is None:
-        make_once(place, lambda work: run_method("dense", alone, work, should_stop))
+        make_once(place, lambda work: run_method("dense", alone, work, should_stop), should_stop)
     teacher, dense = get_teacher(alone, place, should_stop)
     training = add_rows(prepared, teacher, folder, should_stop)
     if settings.method == "cofi":

@@ -62,18 +62,20 @@ def _run(settings: TransferSettings, folder: Path, out: Path, should_stop: Shoul
     if settings.coupling != "none":
         others = prepare_auxiliaries(settings, prepared)
         place = out / "teachers" / f"auxiliary-{digest_of(settings, _OTHER)}"
-        make_once(place, lambda work: get_auxiliaries(settings, others, work, should_stop))
+        make_once(place, lambda work: get_auxiliaries(settings, others, work, should_stop), should_stop)
         auxiliaries = get_auxiliaries(settings, others, place, should_stop)
     earlier = folder
     if settings.coupling == "sequential" and settings.share != "nothing":  # is the same for every set of target rows
         names = [*_OTHER, *PRUNING, "method", "share", "share_depth", "when", "auxiliary_teacher"]
         steps = count_steps(prepared, dense=False)
         earlier = out / "earlier" / digest({"steps": steps, "digest": digest_of(settings, names)})
-        make_once(earlier, lambda work: begin(prepared, auxiliaries, others, work, should_stop), light=False)
+        make_once(
+            earlier, lambda work: begin(prepared, auxiliaries, others, work, should_stop), should_stop, light=False
+        )
     beginning = begin(prepared, auxiliaries, others, earlier, should_stop)
     same = (*TEACHER, "coupling", *_JOINTLY) if couples_teacher(settings) else TEACHER
     teacher = out / "teachers" / f"target-{digest_of(settings, same)}"
     if settings.teacher is None:
-        make_once(teacher, lambda work: get_target_teacher(beginning, work, should_stop))
+        make_once(teacher, lambda work: get_target_teacher(beginning, work, should_stop), should_stop)
     prune(beginning, teacher, folder, should_stop)
     write_report(folder)

@@ -1,13 +1,16 @@
 """Studies of the main job, on an encoder that is small enough for a test."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from experiments import glue
-from experiments.study import read_slice
+from experiments.study import make_once, read_slice
 from kaprune_jax._errors import InputError
+from kaprune_jax.train.loop import Interrupted
 
 QUICK = {"steps": 8, "teacher_steps": 4, "batch_size": 8, "evaluations": 1, "updates": 2}
 
@@ -95,6 +98,65 @@ def test_bad_input_is_one_line_and_leaves_nothing(write, tmp_path, capsys, grids
     for word in words:
         assert word in said
     assert not (tmp_path / "study").exists()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from experiments.lock import hold
+hold(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_another_process_makes_is_waited_for_and_taken_over_when_it_dies(tmp_path, capsys):
+    place, looks = tmp_path / "made", []
+
+    def make(work):
+        work.mkdir()
+        (work / "ckpt").mkdir()
+        (work / "result").write_text("made here", "utf-8")
+
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / ".made.making")], stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+
+        def kill_at_the_third_look():
+            looks.append(place.exists())
+            if len(looks) == 3:
+                other.kill()
+                other.wait()
+            return False
+
+        make_once(place, make, kill_at_the_third_look, wait=0.01)
+    assert looks[:3] == [False] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made"]
+    assert sorted(path.name for path in place.iterdir()) == ["result"]
+    assert f"pid {other.pid}" in capsys.readouterr().out
+    make_once(place, lambda work: pytest.fail("it is there"), lambda: False)
+
+
+def test_waiting_can_be_stopped(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / ".made.making")], stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(Interrupted, match="waiting for"):
+            make_once(tmp_path / "made", lambda work: None, lambda: True, wait=0.01)
+        other.kill()
+
+
+def test_a_teacher_that_another_process_reads_can_be_read_too(write, tmp_path):
+    """Slices run beside each other, each with the lock of what it works on."""
+    assert glue.main(["--study", str(write([{"sparsity": [0.8]}]))]) == 0
+    teacher = next((tmp_path / "study" / "teachers").iterdir())
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(teacher)], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        assert glue.main(["--study", str(write([{"sparsity": [0.8, 0.5]}]))]) == 0
+        other.kill()
+    assert len(results(tmp_path / "study")) == 2
 
 
 def test_flags_beside_a_study_are_refused(write, capsys):
