@@ -75,6 +75,8 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
     if getattr(settings, "coupling", "none") != "none":
         names += "coupling auxiliary auxiliary_seed auxiliary_rows share share_depth when surgery surgery_on".split()
         names += "surgery_parts auxiliary_weight auxiliary_schedule auxiliary_mixing tie".split()
+    if prepared.data.kind == "span":
+        names.append("stride")
     if settings.teacher is None:  # fine-tuned by the run itself
         names += "teacher_steps teacher_epochs teacher_learning_rate".split()
     made = {name: getattr(settings, name) for name in names} | planned.details | {"data": prepared.data.fingerprint}
@@ -143,12 +145,16 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
 
 
 def count_steps(prepared: Prepared, *, dense: bool) -> int:
-    """Optimizer steps of a run: those asked for, or so many epochs of the task's own rows, also with more."""
+    """Optimizer steps of a run: those asked for, or so many epochs of the task's own rows, also with more.
+
+    Of questions the rows are windows of their passages.
+    """
     settings = prepared.settings
     given, epochs = (settings.teacher_steps, settings.teacher_epochs) if dense else (settings.steps, settings.epochs)
     assert epochs is not None
     assert settings.batch_size is not None
-    return given or max(1, round(epochs * (len(prepared.data.train.texts) // settings.batch_size)))
+    rows = prepared.train.data.input_ids if prepared.data.kind == "span" else prepared.data.train.texts
+    return given or max(1, round(epochs * (len(rows) // settings.batch_size)))
 
 
 def _extra(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -8,8 +8,9 @@ from typing import ClassVar, TypeVar
 
 from experiments.flags import flag as _flag
 from experiments.flags import parse as parse_flags
-from experiments.presets import GLUE_TASKS, MICRO_TASKS, OWN_FILES, PRESETS
+from experiments.presets import GIVEN_TASKS, MICRO_TASKS, OWN_FILES, PRESETS
 from kaprune_jax._errors import InputError
+from kaprune_jax.data.squad import is_squad_file
 from kaprune_jax.models.layout import GATES
 from kaprune_jax.prune.patterns import parse_pattern
 
@@ -26,10 +27,15 @@ class Settings:
 
     MODULE: ClassVar[str] = "experiments.glue"
 
-    task: str = _flag(f"{', '.join(GLUE_TASKS)}; built in: {', '.join(MICRO_TASKS)}", "micro-rte")
-    data_dir: str | None = _flag("folder in GLUE's download layout (RTE/train.tsv, plain or .gz)", None)
-    source: str = _flag("where GLUE comes from without --data-dir", "folder", choices=("folder", "hub", "tfds"))
-    train_file: str | None = _flag("own training rows: CSV, TSV or JSONL, plain or .gz", None)
+    task: str = _flag(f"{', '.join(GIVEN_TASKS)}; built in: {', '.join(MICRO_TASKS)}", "micro-rte")
+    data_dir: str | None = _flag(
+        "folder in GLUE's download layout (RTE/train.tsv, plain or .gz); for squad with train-v1.1.json, dev-v1.1.json",
+        None,
+    )
+    source: str = _flag("where the task comes from without --data-dir", "folder", choices=("folder", "hub", "tfds"))
+    train_file: str | None = _flag(
+        "own training rows: CSV, TSV or JSONL; or questions: JSON in SQuAD's layout; plain or .gz", None
+    )
     dev_file: str | None = _flag("own evaluation rows", None)
     text: str = _flag("text column of own files, or two, separated by a comma", "sentence")
     label: str = _flag("label column of own files", "label")
@@ -99,6 +105,10 @@ class Settings:
         choices=("gold", "teacher"),
     )
     max_length: int | None = _flag("tokens of a row, longer ones are truncated and counted, >= 8 [by task]", None)
+    stride: int | None = _flag(
+        "questions: tokens that two windows of a long passage share, >= 0 [128, or max-length / 3 where that is less]",
+        None,
+    )
     lengths: int | None = _flag(
         "different lengths of batches, each of which is compiled, >= 1 [4; 2 where coupled]", None
     )
@@ -147,19 +157,21 @@ def resolve(settings: S) -> S:
     if not own and settings.task not in PRESETS:
         raise InputError(f"--task {settings.task!r} is unknown; allowed: {', '.join(PRESETS)}")
     micro = settings.task in MICRO_TASKS and not own
+    questions = asks_questions(settings)
     if not own and not micro and settings.data_dir is None and settings.source == "folder":
+        layout = "train-v1.1.json, dev-v1.1.json" if questions else "GLUE's layout"
         raise InputError(
-            f"--task {settings.task} needs --data-dir FOLDER (GLUE's layout), --source hub or --source tfds"
+            f"--task {settings.task} needs --data-dir FOLDER ({layout}), --source hub or --source tfds"
         )
     if own and settings.task != Settings.task:
         raise InputError(f"--task {settings.task} and --train-file: give one of them")
     if settings.data_dir is not None and (micro or own):
         raise InputError(
-            f"--data-dir {settings.data_dir}: only for GLUE tasks, named by --task; this run needs no folder"
+            f"--data-dir {settings.data_dir}: only for tasks that --task names and that are not built in; this run needs no folder"
         )
     if settings.data_dir is not None and settings.source != "folder":
         raise InputError(f"--data-dir {settings.data_dir} and --source {settings.source}: give one of them")
-    preset = OWN_FILES if own else PRESETS[settings.task]
+    preset = PRESETS["squad"] if questions else OWN_FILES if own else PRESETS[settings.task]
     settings = with_lengths(settings, LENGTHS)
     filled = {name: value for name, value in dataclasses.asdict(preset).items() if getattr(settings, name) is None}
     if settings.method is None:
@@ -178,6 +190,7 @@ def resolve(settings: S) -> S:
         )
     resolved = dataclasses.replace(settings, **filled)
     _check(resolved)
+    _check_questions(resolved)
     if (pattern.kind == "n:m" or pattern.balanced) and resolved.scope == "global":
         raise InputError(
             f"--scope global does not go with --pattern {resolved.pattern}, which is per group; use matrix"
@@ -214,6 +227,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "lengths": (1, math.inf, "a whole number >= 1"),
     "length_multiple": (1, math.inf, "a whole number >= 1"),
     "limit_train": (1, math.inf, "a whole number >= 1"),
+    "stride": (0, math.inf, "a whole number >= 0"),
     "augment": (1, math.inf, "a whole number >= 1"),
     "seed": (0, 2**31 - 1, "a whole number in [0, 2147483647]"),
     "evaluations": (1, math.inf, "a whole number >= 1"),
@@ -258,6 +272,36 @@ def _check(settings: Settings) -> None:
         _check_cofi(settings)
 
 
+def asks_questions(settings: Settings) -> bool:
+    """Whether the task is to answer questions from passages."""
+    return is_squad_file(settings.train_file) if settings.train_file is not None else settings.task == "squad"
+
+
+def _check_questions(settings: Settings) -> None:
+    """What goes with questions, and what with nothing else."""
+    if not asks_questions(settings):
+        if is_squad_file(settings.dev_file or ""):
+            raise InputError(
+                f"--train-file {settings.train_file} and --dev-file {settings.dev_file}: JSON in SQuAD's layout both, or "
+                "tables both"
+            )
+        if settings.stride is not None:
+            raise InputError(f"--stride {settings.stride}: only for questions, whose passages are cut into windows")
+        return
+    if settings.dev_file is not None and not is_squad_file(settings.dev_file):
+        raise InputError(
+            f"--dev-file {settings.dev_file}: JSON in SQuAD's layout, .json or .json.gz, is needed beside --train-file "
+            f"{settings.train_file}"
+        )
+    for name, value in (("text", settings.text), ("label", settings.label)):
+        if value != getattr(Settings, name):
+            raise InputError(f"--{name} {value}: questions in SQuAD's layout have no columns; leave it out")
+    if settings.augment is not None:
+        raise InputError(f"--augment {settings.augment}: not for questions, whose answers would be cut to pieces")
+    if settings.pooling != "auto":
+        raise InputError(f"--pooling {settings.pooling}: answers are found token by token, nothing is pooled; use auto")
+
+
 def _check_cofi(settings: Settings) -> None:
     if settings.pattern != "element":
         raise InputError(f"--pattern {settings.pattern} does not go with --method cofi, which removes whole structures")
@@ -291,8 +335,8 @@ def teacher_settings(settings: Settings) -> Settings:
     """The settings of a run's teacher: those of pruning at their defaults, so that they may change on --resume."""
     kept = (
         "task data_dir source train_file dev_file text label model batch_size teacher_steps teacher_epochs "
-        "teacher_learning_rate schedule warmup weight_decay max_length lengths length_multiple limit_train seed dtype "
-        "pooling evaluations log_every out resume mesh distributed accumulate remat"
+        "teacher_learning_rate schedule warmup weight_decay max_length stride lengths length_multiple limit_train seed "
+        "dtype pooling evaluations log_every out resume mesh distributed accumulate remat"
     ).split()
     return dataclasses.replace(Settings(), method="dense", **{name: getattr(settings, name) for name in kept})
 
