@@ -92,6 +92,7 @@ def card(result: dict[str, Any], prepared: Prepared, *, last: bool) -> str:
             "weights are stored dense, at the size that is left."
         )
     start = short_name(settings.model)
+    units = "questions" if config.head == "span" else "rows"
     return f"""# {result["task"]}: {start}, {result["method"]}
 
 Fine-tuned on {result["task"]} from `{start}`; {sparse}, {result["sparsity"]["all"]:.2%} of all parameters.
@@ -102,7 +103,7 @@ Weights of {chosen}.
 {dense}{figures}
 | parameters kept | {result["parameters"]["kept"]:,} of {result["parameters"]["dense"]:,} |
 | bytes, {stored} | {result["bytes"]["dense"]:,} / {result["bytes"]["stored"]:,} |
-| training {"questions" if config.head == "span" else "rows"}, steps, seed | {result["examples"]["train"]:,}{added}, {result["steps"]:,}, {result["seed"]} |
+| training {units}, steps, seed | {result["examples"]["train"]:,}{added}, {result["steps"]:,}, {result["seed"]} |
 
 ```python
 import kaprune_jax as kp

@@ -160,14 +160,12 @@ def resolve(settings: S) -> S:
     questions = asks_questions(settings)
     if not own and not micro and settings.data_dir is None and settings.source == "folder":
         layout = "train-v1.1.json, dev-v1.1.json" if questions else "GLUE's layout"
-        raise InputError(
-            f"--task {settings.task} needs --data-dir FOLDER ({layout}), --source hub or --source tfds"
-        )
+        raise InputError(f"--task {settings.task} needs --data-dir FOLDER ({layout}), --source hub or --source tfds")
     if own and settings.task != Settings.task:
         raise InputError(f"--task {settings.task} and --train-file: give one of them")
     if settings.data_dir is not None and (micro or own):
         raise InputError(
-            f"--data-dir {settings.data_dir}: only for tasks that --task names and that are not built in; this run needs no folder"
+            f"--data-dir {settings.data_dir}: only for GLUE tasks and squad, named by --task; this run needs no folder"
         )
     if settings.data_dir is not None and settings.source != "folder":
         raise InputError(f"--data-dir {settings.data_dir} and --source {settings.source}: give one of them")
@@ -282,8 +280,8 @@ def _check_questions(settings: Settings) -> None:
     if not asks_questions(settings):
         if is_squad_file(settings.dev_file or ""):
             raise InputError(
-                f"--train-file {settings.train_file} and --dev-file {settings.dev_file}: JSON in SQuAD's layout both, or "
-                "tables both"
+                f"--train-file {settings.train_file} and --dev-file {settings.dev_file}: both in SQuAD's layout, "
+                "or both tables"
             )
         if settings.stride is not None:
             raise InputError(f"--stride {settings.stride}: only for questions, whose passages are cut into windows")

@@ -1,6 +1,7 @@
 """GLUE tasks and SQuAD 1.1 from the Hugging Face hub and TensorFlow Datasets, through their own libraries and caches.
 
-Both give the same task as `glue.load_glue` or `squad.load_squad` for the same rows. The libraries are optional and imported on use.
+Both give the same task as `glue.load_glue` or `squad.load_squad` for the same rows. The libraries are
+optional and imported on use.
 """
 
 import importlib
@@ -134,7 +135,9 @@ def load_squad_tfds(*, data_dir: str | PathLike[str] | None = None) -> TaskData:
         for split in ("train", "validation"):
             rows = [
                 (
-                    *(_decoded(example[column]) for column in ("id", "question", "context")),
+                    _decoded(example["id"]),
+                    _decoded(example["question"]),
+                    _decoded(example["context"]),
                     [_decoded(text) for text in example["answers"]["text"]],
                     example["answers"]["answer_start"],
                 )

@@ -132,7 +132,9 @@ def score_answers(answers: Sequence[str], rows: Rows) -> dict[str, float]:
       ValueError: no questions, or not an answer for each.
     """
     if not rows.answers or len(answers) != len(rows.answers):
-        raise ValueError(f"{len(answers)} answers to {len(rows.answers)} questions; equally many, at least one, allowed")
+        raise ValueError(
+            f"{len(answers)} answers to {len(rows.answers)} questions; equally many, at least one, allowed"
+        )
     measures: dict[str, Callable[[str, Sequence[str]], float]] = {"f1": overlap, "exact_match": exact_match}
     pairs = list(zip(answers, rows.answers, strict=True))
     return {name: float(np.mean([measure(*pair) for pair in pairs])) for name, measure in measures.items()}

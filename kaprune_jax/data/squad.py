@@ -185,7 +185,11 @@ def _check_texts(split: Questions) -> None:
         if each.id in seen:
             raise InputError(f"{where}: the id occurs more than once; every question needs its own")
         seen.add(each.id)
-        texts = [("question", each.question), ("passage", each.passage), *(("answer", text) for text, _ in each.answers)]
+        texts = [
+            ("question", each.question),
+            ("passage", each.passage),
+            *(("answer", text) for text, _ in each.answers),
+        ]
         for what, text in texts:
             if not text.strip():
                 raise InputError(f"{where}: the {what} is empty; some text is needed")
@@ -197,18 +201,20 @@ def _check_answers(split: Questions) -> None:
     without = [each.id for each in split.questions if not each.answers]
     if without:
         raise InputError(
-            f"{split.source}: {len(without)} of {len(split.questions)} questions have no answer, such as SQuAD 2.0 has; "
+            f"{split.source}: {len(without)} of {len(split.questions)} questions have no answer, as in SQuAD 2.0; "
             f"the first is {short(without[0])}; every question needs one"
         )
     every = [(each, text, start) for each in split.questions for text, start in each.answers]
-    wrong = [(each, text, start) for each, text, start in every if start < 0 or not each.passage.startswith(text, start)]
+    wrong = [
+        (each, text, start) for each, text, start in every if start < 0 or not each.passage.startswith(text, start)
+    ]
     if wrong:
         each, text, start = wrong[0]
         there = short(each.passage[start : start + len(text)]) if 0 <= start < len(each.passage) else "nothing"
         raise InputError(
-            f"{split.source}: {len(wrong)} of {len(every)} answers are not in their passage at answer_start, counted in "
-            f"characters from 0; the first is of question {short(each.id)}: {short(text)} at {start}, where the passage "
-            f"has {there}"
+            f"{split.source}: {len(wrong)} of {len(every)} answers are not in their passage at answer_start, counted "
+            f"in characters from 0; the first is of question {short(each.id)}: {short(text)} at {start}, where the "
+            f"passage has {there}"
         )
 
 

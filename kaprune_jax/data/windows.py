@@ -74,8 +74,8 @@ def encode_windows(rows: Rows, tokenizer: Any, *, max_length: int, stride: int, 
     special = tokenizer.num_special_tokens_to_add(pair=True)
     if not 0 <= stride < max_length - special - 1:
         raise InputError(
-            f"stride {stride}: windows of {max_length} tokens hold up to {max_length - special - 1} of a passage beside "
-            f"a question; a stride from 0 to {max(max_length - special - 2, 0)} is allowed"
+            f"stride {stride}: windows of {max_length} tokens hold up to {max_length - special - 1} of a passage, so a "
+            f"stride from 0 to {max(max_length - special - 2, 0)} is allowed"
         )
     ids, types, labels, question, offsets, lost = [], [], [], [], [], 0
     for first in range(0, len(rows.texts), _AT_ONCE):
@@ -84,7 +84,9 @@ def encode_windows(rows: Rows, tokenizer: Any, *, max_length: int, stride: int, 
         options: dict[str, Any] = dict(return_token_type_ids=True, return_attention_mask=False, verbose=False)
         encodings = tokenizer(*columns, truncation=False, padding=False, **options).encodings
         if encodings is None:
-            raise InputError(f"tokenizer: a {type(tokenizer).__name__} does not tell places in the text; a fast one does")
+            raise InputError(
+                f"tokenizer: a {type(tokenizer).__name__} does not tell places in the text; a fast one does"
+            )
         for number, encoding in enumerate(encodings, first):
             row_ids, row_types = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
             ours = np.array([part == 1 for part in encoding.sequence_ids])
@@ -111,8 +113,8 @@ def _spans(name: str, tokens: int, room: int, stride: int, max_length: int) -> l
     """The windows of a passage, after a check that there can be some."""
     if room <= stride:
         raise InputError(
-            f"{name}: the question leaves room for {max(room, 0)} tokens of the passage in a window of {max_length}; more "
-            f"than the stride, {stride}, are needed"
+            f"{name}: the question leaves room for {max(room, 0)} tokens of the passage in a window of {max_length}; "
+            f"more than the stride, {stride}, are needed"
         )
     if not tokens:
         raise InputError(f"{name}: the tokenizer finds no token in the passage; some text is needed")

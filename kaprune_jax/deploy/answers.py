@@ -38,7 +38,9 @@ def answer(
     """
     for number, row in enumerate(pairs):
         if len(row) != 2 or not all(text.strip() for text in row):
-            raise InputError(f"predict: row {number} is {row!r}; a question and a passage, (question, passage), are needed")
+            raise InputError(
+                f"predict: row {number} is {row!r}; a question and a passage, (question, passage), are needed"
+            )
     passages = [passage for _, passage in pairs]
     names = tuple(f"predict: row {number}" for number in range(len(pairs)))
     whole = np.array([(0, len(passage)) for passage in passages], np.int32).reshape(-1, 2)  # nothing is known of it

@@ -85,7 +85,9 @@ def load_start(
     if old.num_logits and not same:
         was = ", ".join(old.labels) or old.head
         notes.append(f"the head of {place} ({was}) does not fit this task and is dropped")
-        tensors = {name: array for name, array in tensors.items() if not name.startswith(("classifier.", "qa_outputs."))}
+        tensors = {
+            name: array for name, array in tensors.items() if not name.startswith(("classifier.", "qa_outputs."))
+        }
     params = from_tensors(tensors, config, str(place), new=frozenset({"pooler", "head"}))
     if not {"pooler", "head"} & set(params):
         config = config.replace(pooler_size=None)  # a new one is as wide as the model

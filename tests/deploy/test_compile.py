@@ -212,5 +212,5 @@ def test_bad_batches(model, rng):
     with pytest.raises(InputError, match="empty batch, 0 rows"):
         compiled.logits(*(part[:0, :8] for part in batch_of(rng, model.config)))
     headless = Model(model.config.replace(head="none", labels=()), model.params, Path("x"), {})
-    with pytest.raises(InputError, match="classification or regression head"):
+    with pytest.raises(InputError, match="the head of a task is needed, not none"):
         kp.compile(dataclasses.replace(headless))
