@@ -47,6 +47,14 @@ def test_parts_of_a_batch_have_its_own_loss_and_gradient(parts):
     close(after(loss), after(loss, accumulate=parts), 2e-6)
 
 
+def test_parts_of_a_batch_of_answers_have_its_own_loss_and_gradient(monkeypatch):
+    places = {"labels": np.random.default_rng(1).integers(0, 1, (12, 2)).astype(np.int32)}
+    monkeypatch.setitem(after.__globals__, "batch_of", lambda seed: batch_of(seed) | places)
+    loss = dataclasses.replace(kp.sparsebert_loss(), labels=1.0)
+    config = CONFIG.replace(head="span", labels=())
+    close(after(loss, config=config), after(loss, config=config, accumulate=3), 2e-6)
+
+
 def test_rows_that_cannot_be_cut_are_named():
     with pytest.raises(ValueError, match="accumulate=5: a batch of 12 rows cannot be cut"):
         mean_over_parts(lambda *_: 0.0, batch_of(0), 5)
