@@ -42,12 +42,12 @@ def test_a_run_delivers_a_stock_model_that_answers(run, tmp_path, capsys):
     out, folder = capsys.readouterr().out, tmp_path / "run"
     assert "tmp" not in (task := result_of(folder)["task"])
     assert f"{task}: 33 training questions, 15 dev questions, span" in out
-    assert "note: windows of up to 32 tokens, 8 shared: 33 training questions in 62, 15 dev questions in 26" in out
+    assert "note: windows of up to 32 tokens, 8 shared: 33 training questions in 59, 15 dev questions in 27" in out
     assert "note: pooling" not in out
     result = result_of(folder)
     assert (result["metric"], list(result["metrics"])) == ("f1", ["f1", "exact_match"])
     assert result["examples"] == {"train": 33, "dev": 15, "augmented": 0}
-    assert result["windows"] == {"train": 62, "dev": 26}
+    assert result["windows"] == {"train": 59, "dev": 27}
     assert result["sparsity"]["encoder"] == pytest.approx(0.95, abs=0.01)
     assert all(0.0 <= value <= 1.0 for value in result["metrics"].values())
     assert f"f1 dense {result['dense']:.4f} -> {result['pruned']:.4f}" in out
@@ -80,19 +80,21 @@ def test_the_bundled_encoder_learns_where_answers_are(questions, tmp_path):
     assert result["metrics"]["exact_match"] <= result["metrics"]["f1"]
 
 
-@pytest.mark.parametrize("method", ["logits", "hard-labels", "prune-finetuned", "prune-then-finetune"])
-def test_every_method_takes_questions(run, tmp_path, method):
-    assert run("--method", method, "--sparsity", "0.75") == 0
-    result = result_of(tmp_path / "run")
-    assert (result["steps"], result["metric"]) == (12, "f1")
-    assert result["sparsity"]["encoder"] == pytest.approx(0.75, abs=0.01)
-    terms = set(lines(tmp_path / "run" / "metrics.jsonl")[0]["terms"])
-    assert terms == ({"logits"} if method == "logits" else {"labels"})
+def test_every_method_takes_questions(run, tmp_path):
+    methods = "logits,hard-labels,prune-finetuned,prune-then-finetune"
+    assert run("--method", methods, "--sparsity", "0.75") == 0
+    for method in methods.split(","):
+        folder = tmp_path / "run" / method
+        result = result_of(folder)
+        assert (result["steps"], result["metric"]) == (12, "f1")
+        assert result["sparsity"]["encoder"] == pytest.approx(0.75, abs=0.01)
+        terms = set(lines(folder / "metrics.jsonl")[0]["terms"])
+        assert terms == ({"logits"} if method == "logits" else {"labels"})
 
 
 def test_structures_are_cut_out_words_too_and_exports_agree(run, tmp_path, capsys):
     flags = ["--method", "cofi", "--sparsity", "0.5", "--prune-vocabulary", "--gates", "attention,ffn,heads,units"]
-    assert run(*flags, "--steps", "24") == 0
+    assert run(*flags) == 0
     folder = tmp_path / "run"
     model, result = kp.load(folder), result_of(folder)
     assert model.config.is_shrunk
@@ -115,14 +117,7 @@ def test_structures_are_cut_out_words_too_and_exports_agree(run, tmp_path, capsy
     )  # fmt: skip
 
 
-def test_hidden_dimensions_go_from_the_head_as_well(run, tmp_path):
-    assert run("--method", "cofi", "--sparsity", "0.6", "--gates", "hidden", "--steps", "24") == 0
-    model = kp.load(tmp_path / "run")
-    assert model.config.hidden_size < 16
-    assert model.params["head"]["kernel"].shape == (model.config.hidden_size, 2)
-
-
-@pytest.mark.parametrize("method", ["hard-labels", "cofi"])
+@pytest.mark.parametrize("method", ["hard-labels", pytest.param("cofi", marks=pytest.mark.slow)])
 def test_interrupted_then_resumed_gives_the_same_bits(method, tiny, questions, tmp_path, monkeypatch):
     flags = ["--model", str(tiny), *questions, *QUICK, "--method", method, "--sparsity", "0.5"]
     assert glue.main([*flags, "--out", str(tmp_path / "whole")]) == 0
@@ -174,9 +169,15 @@ def test_squads_own_folder_and_a_given_teacher(tiny, questions, tmp_path, capsys
 
 
 def test_a_weak_teacher_is_told_by_the_first_words(tiny, questions, tmp_path, capsys):
+    for file in (questions[1], questions[3]):  # now the first word of each passage is the answer
+        raw = json.loads(Path(file).read_text())
+        for paragraph in raw["data"][0]["paragraphs"]:
+            for question in paragraph["qas"]:
+                question["answers"] = [{"text": paragraph["context"].split()[0], "answer_start": 0}]
+        Path(file).write_text(json.dumps(raw))
     flags = [flag for flag in QUICK if flag != "--allow-weak-teacher"] + ["--teacher-learning-rate", "1e-9"]
     assert glue.main(["--model", str(tiny), *questions, *flags, "--out", str(tmp_path / "run")]) == 2
-    assert "the first words of each passage get" in capsys.readouterr().err
+    assert "the first words of each passage get 1.0000" in capsys.readouterr().err
 
 
 def test_presets():

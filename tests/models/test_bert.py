@@ -83,9 +83,8 @@ def test_padding_has_no_effect(changes, getkey):
 
 
 def test_outputs_have_the_promised_shapes(getkey):
-    for head, shape in (
-        ("classification", (2, 2)), ("regression", (2, 1)), ("span", (2, 6, 2)), ("masked-lm", (2, 6, 60)), ("none", None)
-    ):  # fmt: skip
+    shapes = {"classification": (2, 2), "regression": (2, 1), "span": (2, 6, 2), "masked-lm": (2, 6, 60), "none": None}
+    for head, shape in shapes.items():
         config = SMALL.replace(head=head, labels=("no", "yes") if head == "classification" else ())
         output = make_apply(config)(init_params(config, getkey()), jnp.ones((2, 6), jnp.int32))
         assert [state.shape for state in output.hidden_states] == [(2, 6, 32)] * 3
