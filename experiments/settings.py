@@ -104,7 +104,9 @@ class Settings:
         None,
         choices=("gold", "teacher"),
     )
-    max_length: int | None = _flag("tokens of a row, longer ones are truncated and counted, >= 8 [by task]", None)
+    max_length: int | None = _flag(
+        "tokens of a row, longer ones are truncated and counted, long passages cut into windows; >= 8 [by task]", None
+    )
     stride: int | None = _flag(
         "questions: tokens that two windows of a long passage share, >= 0 [128, or max-length / 3 where that is less]",
         None,

@@ -253,17 +253,6 @@ def test_questions_are_not_coupled(questions, tmp_path, capsys, monkeypatch, fla
     assert part in capsys.readouterr().err
 
 
-def test_predicting_needs_questions_with_passages(run, tmp_path):
-    assert run("--method", "dense", "--teacher-steps", "1") == 0
-    model = kp.load(tmp_path / "run")
-    assert model.predict([]) == []
-    for rows in (["who ?"], [("who ?", " ")], [("", "anna .")]):
-        with pytest.raises(ValueError, match=r"predict: row 0 is .*; a question and a passage"):
-            model.predict(rows)
-    with pytest.raises(ValueError, match="predict: row 1: the question leaves room for 0 tokens"):
-        model.predict([("who ?", "anna ."), ("who " * 90, "anna .")])
-
-
 def test_the_real_questions_in_windows(shared, tmp_path, capsys):
     place = shared / "data" / "squad_v1.1"
     if not place.is_dir():
