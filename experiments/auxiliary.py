@@ -14,7 +14,8 @@ from experiments.source import load_task
 from experiments.transfer_settings import TransferSettings
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.glue import load_files
-from kaprune_jax.data.rows import Rows, TaskData, limit_train
+from kaprune_jax.data.rows import TaskData
+from kaprune_jax.data.sampling import limit_train, pick
 from kaprune_jax.deploy.folder import load
 from kaprune_jax.deploy.model import Model
 
@@ -104,9 +105,5 @@ def _load_file(settings: TransferSettings, name: str, file: str) -> TaskData:
     held = min(1000, len(order) // 10)
     if held < 1:
         raise InputError(f"--auxiliary {name}={file}: {len(order)} rows; at least 10 are needed")
-    dev, train = (_rows(data.train, np.sort(part)) for part in (order[:held], order[held:]))
+    dev, train = (pick(data.train, np.sort(part)) for part in (order[:held], order[held:]))
     return data._replace(train=train, dev=dev)
-
-
-def _rows(rows: Rows, chosen: np.ndarray) -> Rows:
-    return Rows(tuple(rows.texts[index] for index in chosen), rows.labels[chosen])

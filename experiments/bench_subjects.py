@@ -41,7 +41,7 @@ def _saved(name: str, settings: argparse.Namespace) -> Subject:
     model = load(name)
     config = model.config
     if not config.num_logits:
-        raise InputError(f"{name}: a model with a classification or regression head is needed")
+        raise InputError(f"{name}: a model with the head of a task is needed, not {config.head}")
     if settings.length > config.max_position_embeddings:
         raise InputError(f"--length {settings.length}: {name} has {config.max_position_embeddings} positions")
     whole = _whole(model)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from experiments.presets import METHODS
 from kaprune_jax._errors import InputError
+from kaprune_jax.data.squad import is_squad_file
 from kaprune_jax.models.layout import GATES
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "max_length": (8, math.inf, "a whole number >= 8"),
     "lengths": (1, math.inf, "a whole number >= 1"),
     "length_multiple": (1, math.inf, "a whole number >= 1"),
+    "stride": (0, math.inf, "a whole number >= 0"),
     "limit_train": (1, math.inf, "a whole number >= 1"),
     "hold_out": (1, math.inf, "a whole number >= 1"),
     "augment": (1, math.inf, "a whole number >= 1"),
@@ -73,6 +75,33 @@ def check(settings: "Settings") -> None:
         if settings.recipe == "paper":
             raise InputError("--recipe paper is SparseBERT's, and --method cofi is not; leave one of them out")
         _check_cofi(settings)
+
+
+def check_questions(settings: "Settings") -> None:
+    """What goes with questions, and what with nothing else."""
+    from experiments.settings import asks_questions
+
+    if not asks_questions(settings):
+        if is_squad_file(settings.dev_file or ""):
+            raise InputError(
+                f"--train-file {settings.train_file} and --dev-file {settings.dev_file}: both in SQuAD's layout, "
+                "or both tables"
+            )
+        if settings.stride is not None:
+            raise InputError(f"--stride {settings.stride}: only for questions, whose passages are cut into windows")
+        return
+    if settings.dev_file is not None and not is_squad_file(settings.dev_file):
+        raise InputError(
+            f"--dev-file {settings.dev_file}: JSON in SQuAD's layout, .json or .json.gz, is needed beside --train-file "
+            f"{settings.train_file}"
+        )
+    for name, value, default in (("text", settings.text, "sentence"), ("label", settings.label, "label")):
+        if value != default:
+            raise InputError(f"--{name} {value}: questions in SQuAD's layout have no columns; leave it out")
+    if settings.augment is not None:
+        raise InputError(f"--augment {settings.augment}: not for questions, whose answers would be cut to pieces")
+    if settings.pooling != "auto":
+        raise InputError(f"--pooling {settings.pooling}: answers are found token by token, nothing is pooled; use auto")
 
 
 def _check_cofi(settings: "Settings") -> None:

@@ -53,7 +53,7 @@ def run(settings: argparse.Namespace) -> Path:
     out = Path(settings.out)
     model = load(settings.model)
     if not model.config.num_logits:
-        raise InputError(f"{settings.model}: a model with a classification or regression head is needed")
+        raise InputError(f"{settings.model}: a model with the head of a task is needed, not {model.config.head}")
     if out.exists():
         raise InputError(f"--out {out}: is there already; a new folder is needed")
     if not out.absolute().parent.is_dir():

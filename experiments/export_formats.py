@@ -50,7 +50,8 @@ def to_hugging_face(model: Model, out: Path) -> dict[str, Any]:
     shutil.rmtree(out)
     save(out, params, config, tokenizer=model.tokenizer, details={"source": "exported"})
     error = _check(model, load(out).apply, load(out).params)
-    stock = "AutoModelForSequenceClassification" if config.pooling == "cls" else "AutoModel (the encoder, no head)"
+    whole = "AutoModelForQuestionAnswering" if config.head == "span" else "AutoModelForSequenceClassification"
+    stock = whole if config.pooling == "cls" or config.head == "span" else "AutoModel (the encoder, no head)"
     return {"format": "hf", "difference": error, "loads_with": stock, "says": f"transformers' {stock} loads it"}
 
 

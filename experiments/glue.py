@@ -40,7 +40,8 @@ def run(settings: Settings, should_stop: Stop) -> None:
     assert settings.out is not None
     take(Path(settings.out))
     data = prepared.data
-    say(f"{data.name}: {len(data.train.texts)} training rows, {len(data.dev.texts)} dev rows, {data.kind}")
+    what = "questions" if data.kind == "span" else "rows"
+    say(f"{data.name}: {len(data.train.texts)} training {what}, {len(data.dev.texts)} dev {what}, {data.kind}")
     for note in prepared.notes:
         say(f"note: {note}")
     out, methods = Path(settings.out), settings.methods

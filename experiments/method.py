@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from experiments.checks import loss_weights
 from experiments.prepare import Prepared
-from experiments.settings import Settings
+from experiments.settings import Settings, loss_weights_of
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.model import Model
@@ -77,6 +76,8 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
     if getattr(settings, "coupling", "none") != "none":
         names += "coupling auxiliary auxiliary_seed auxiliary_rows share share_depth when surgery surgery_on".split()
         names += "surgery_parts auxiliary_weight auxiliary_schedule auxiliary_mixing tie".split()
+    if prepared.data.kind == "span":
+        names.append("stride")
     if settings.teacher is None:  # fine-tuned by the run itself
         names += "teacher_steps teacher_epochs teacher_learning_rate teacher_schedule".split()
     made = {name: getattr(settings, name) for name in names} | planned.details | {"data": prepared.data.fingerprint}
@@ -156,12 +157,15 @@ def _mean(start: Params, teacher: Params) -> Params:
 
 
 def count_steps(prepared: Prepared, *, dense: bool) -> int:
-    """Optimizer steps of a run: those asked for, or so many epochs of the rows that --epochs-over says."""
+    """Optimizer steps of a run: those asked for, or so many epochs of the rows that --epochs-over says.
+
+    Of questions the rows are windows of their passages.
+    """
     settings = prepared.settings
     given, epochs = (settings.teacher_steps, settings.teacher_epochs) if dense else (settings.steps, settings.epochs)
     assert epochs is not None
     assert settings.batch_size is not None
-    everything = settings.epochs_over == "all" and not dense
+    everything = (settings.epochs_over == "all" and not dense) or prepared.data.kind == "span"
     rows = len(prepared.train.data.input_ids if everything else prepared.data.train.texts)
     return given or max(1, round(epochs * (rows // settings.batch_size)))
 
@@ -186,7 +190,7 @@ def make_objective(
     """The method's loss with what the flags change, fitted to the shapes of student and teacher."""
     names = ("temperature", "layer_map", "regression_target")
     changes: dict = {name: value for name in names if (value := getattr(settings, name)) is not None}
-    changes |= loss_weights(settings.loss_weights or "")
+    changes |= loss_weights_of(method, settings)
     if settings.projection:
         changes["projection"] = True
     config = _LOSSES.get(method, hard_labels_loss)()

@@ -18,6 +18,7 @@ from kaprune_jax._tree import select
 from kaprune_jax.data.augment import Augmented, eligible_words
 from kaprune_jax.data.loader import Encoded, TrainBatches, encode
 from kaprune_jax.data.rows import TaskData
+from kaprune_jax.data.windows import Windows, default_stride, encode_windows
 from kaprune_jax.deploy.candidates import candidates
 from kaprune_jax.deploy.folder import load, load_start
 from kaprune_jax.deploy.model import Model
@@ -42,6 +43,7 @@ class Prepared(NamedTuple):
       notes: lines for a person: pooling, dropped heads, truncated rows.
       proposer: the model that gives candidates for --augment; None without.
       augmented: the new rows of --augment, once they are there.
+      windows: for questions, what `dev` is of the passages.
       mesh: the devices of --mesh; None for the first alone.
     """
 
@@ -56,6 +58,7 @@ class Prepared(NamedTuple):
     proposer: Model | None = None
     augmented: Augmented | None = None
     mesh: Mesh | None = None
+    windows: Windows | None = None
 
 
 def prepare(settings: Settings, *, data: TaskData | None = None) -> Prepared:
@@ -81,14 +84,13 @@ def prepare(settings: Settings, *, data: TaskData | None = None) -> Prepared:
 def _read(settings: Settings, data: TaskData | None) -> Prepared:
     """What is there to be read, by one process."""
     data = load_task(settings) if data is None else data
-    head = "regression" if data.kind == "regression" else "classification"
     start, notes = load_start(
         settings.model,
-        head=head,
+        head=data.kind,
         labels=data.labels,
         key=jax.random.key(settings.seed),
         pooling=None if settings.pooling == "auto" else settings.pooling,  # pyright: ignore[reportArgumentType]
-        head_bias=float(data.train.labels.mean()) if head == "regression" else 0.0,
+        head_bias=float(data.train.labels.mean()) if data.kind == "regression" else 0.0,
     )
     form = parse_pattern(settings.pattern)
     for path, leaf in select(start.params, PRUNABLE):
@@ -105,16 +107,23 @@ def _read(settings: Settings, data: TaskData | None) -> Prepared:
             raise InputError(
                 f"{model.folder}: the tokenizer has {len(start.tokenizer)} tokens, the model {model.config.vocab_size}"
             )
-    train, dev = (
-        encode(rows, start.tokenizer, max_length=limit, pad=start.config.pad_token_id)
-        for rows in (data.train, data.dev)
-    )
+    windows, stride = None, None
+    if data.kind == "span":
+        stride = default_stride(limit) if settings.stride is None else settings.stride
+        train, windows = _cut(data, start, limit, stride)
+        dev = windows.encoded
+        notes = (*notes, _describe_windows(data, train, dev, limit, stride))
+    else:
+        train, dev = (
+            encode(rows, start.tokenizer, max_length=limit, pad=start.config.pad_token_id)
+            for rows in (data.train, data.dev)
+        )
     proposer = None if settings.augment is None else _find_proposer(settings, start)
     augmented = None if proposer is None else _find_augmented(settings, data, proposer)
     notes = [*notes, *teacher_notes]
     if augmented is not None:
         notes.append(f"{len(augmented.texts)} augmented rows from {augmented_file(settings)}")
-    if train.truncated or dev.truncated:
+    if (train.truncated or dev.truncated) and windows is None:
         notes.append(
             f"truncated to {limit} tokens: {train.truncated} of {len(train.input_ids)} training rows, "
             f"{dev.truncated} of {len(dev.input_ids)} dev rows"
@@ -124,12 +133,38 @@ def _read(settings: Settings, data: TaskData | None) -> Prepared:
     if batches.batch_size < settings.batch_size:
         notes.append(f"batch size {batches.batch_size}: there are no more training rows")
     settings = dataclasses.replace(
-        settings, pooling=start.config.pooling, max_length=limit, batch_size=batches.batch_size
+        settings, pooling=start.config.pooling, max_length=limit, stride=stride, batch_size=batches.batch_size
     )
     mesh = find_mesh(settings, batches.batch_size)
     return Prepared(
-        settings, data, start, teacher, batches, dev, start.tokenizer, tuple(notes), proposer, augmented, mesh
-    )
+        settings, data, start, teacher, batches, dev, start.tokenizer, tuple(notes), proposer, augmented, mesh,
+        windows,
+    )  # fmt: skip
+
+
+def _cut(data: TaskData, start: Model, limit: int, stride: int) -> tuple[Encoded, Windows]:
+    """Training questions and dev questions in windows.
+
+    Raises:
+      InputError: they do not fit.
+    """
+    options: dict[str, Any] = dict(max_length=limit, stride=stride, pad=start.config.pad_token_id)
+    if (most := limit - start.tokenizer.num_special_tokens_to_add(pair=True) - 2) < stride:
+        raise InputError(
+            f"--stride {stride}: windows have {limit} tokens (--max-length and the model's positions), so up to "
+            f"{max(most, 0)} can be shared"
+        )
+    train, dev = (encode_windows(rows, start.tokenizer, **options) for rows in (data.train, data.dev))
+    return train.encoded, dev
+
+
+def _describe_windows(data: TaskData, train: Encoded, dev: Encoded, limit: int, stride: int) -> str:
+    parts = [
+        f"{len(rows.texts)} {name} questions in {len(made.input_ids)}"
+        + (f" ({made.truncated} of the answers in none of them whole)" if made.truncated else "")
+        for name, rows, made in (("training", data.train, train), ("dev", data.dev, dev))
+    ]
+    return f"windows of up to {limit} tokens, {stride} shared: {', '.join(parts)}"
 
 
 def make_batches(settings: Settings, train: Encoded) -> TrainBatches:
@@ -207,15 +242,14 @@ def load_teacher(settings: Settings, data: TaskData, start: Model) -> tuple[Mode
         return None, ()
     inside = [Path(settings.teacher) / name for name in ("teacher", "dense")]  # rather than what a run pruned
     teacher = load(next((folder for folder in inside if folder.is_dir()), settings.teacher))
-    head = "regression" if data.kind == "regression" else "classification"
     notes = ()
     if teacher.config.labels != data.labels and _same_classes(teacher.config.labels, data.labels):
         was, taken = ", ".join(teacher.config.labels), ", ".join(data.labels)
         notes = (f"--teacher {settings.teacher} calls its classes {was}; taken as {taken}",)
         teacher = dataclasses.replace(teacher, config=teacher.config.replace(labels=data.labels))
-    if (teacher.config.head, teacher.config.labels) != (head, data.labels):
+    if (teacher.config.head, teacher.config.labels) != (data.kind, data.labels):
         has = ", ".join(teacher.config.labels) or f"head {teacher.config.head}"
-        wants = ", ".join(data.labels) or "head regression"
+        wants = ", ".join(data.labels) or f"head {data.kind}"
         raise InputError(f"--teacher {settings.teacher}: it predicts {has}; task {data.name} needs {wants}")
     if teacher.tokenizer.get_vocab() != start.tokenizer.get_vocab():
         raise InputError(

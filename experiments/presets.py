@@ -17,7 +17,7 @@ class Preset:
     """Settings of a task; each has a flag of the same name.
 
     Attributes:
-      epochs: passes over the training rows while pruning, part of one allowed.
+      epochs: passes over the training rows while pruning, part of one allowed; of squad, over the windows of them.
       learning_rate: highest rate while pruning.
       teacher_epochs: passes while the teacher is fine-tuned.
       teacher_learning_rate: highest rate of the teacher.
@@ -27,7 +27,7 @@ class Preset:
       target_at: fraction of the run at which the sparsity is reached.
       augment: tries per training row at a new one; None for none.
       epochs_over: the rows of an epoch: the task's "own", or "all", with the augmented ones.
-      loss_weights: changes to the method's loss weights.
+      loss_weights: changes to those of sparsebert.
     """
 
     epochs: float
@@ -43,7 +43,7 @@ class Preset:
     loss_weights: str = ""
 
 
-def _paper(preset: Preset, epochs: float, augment: int) -> Preset:
+def _paper(preset: Preset, epochs: float, augment: int | None) -> Preset:
     """A task as in SparseBERT's code, with TinyBERT's number of augmented rows (arXiv:1909.10351, section 4.2)."""
     return dataclasses.replace(
         preset,
@@ -70,9 +70,10 @@ _BEST = {
     "sst2": Preset(2.1, 5e-4, 0.6, 1e-4),
     "stsb": Preset(10.0, 5e-4, 4.0, 2e-4, target_at=0.4, augment=10, loss_weights="attention=4"),
     "wnli": Preset(20.0, 5e-4, 5.0, 1e-4),
+    "squad": Preset(3.0, 5e-4, 2.0, 1e-4, batch_size=16, max_length=384),
 }
 _OWN_FILES = Preset(10.0, 5e-4, 4.0, 1e-4)
-_FEW_COPIES = {"sst2": 20, "qnli": 20, "mnli": 10, "qqp": 10}
+_FEW_COPIES = {"squad": None, "sst2": 20, "qnli": 20, "mnli": 10, "qqp": 10}
 
 PRESETS: dict[Recipe, dict[str, Preset]] = {
     "best": _BEST,
@@ -85,4 +86,4 @@ OWN_FILES: dict[Recipe, Preset] = {"best": _OWN_FILES, "paper": _paper(_OWN_FILE
 
 METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "cofi", "dense")
 MICRO_TASKS = tuple(name for name in _BEST if name.startswith("micro-"))
-GLUE_TASKS = tuple(name for name in _BEST if not name.startswith("micro-"))
+GIVEN_TASKS = tuple(name for name in _BEST if not name.startswith("micro-"))

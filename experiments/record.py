@@ -25,7 +25,7 @@ from kaprune_jax.train.processes import by_first, is_first
 
 # Settings that do not change what is computed, and those that data and model have a part in.
 _FREE = ("resume", "log_every", "command", "out", "mesh", "distributed", "remat")
-_FOUND = ("pooling", "max_length", "batch_size")
+_FOUND = ("pooling", "max_length", "stride", "batch_size")
 # The phases that come before each in one run folder.
 _BEFORE: dict[str, tuple[str, ...]] = {"teacher": (), "prune": (), "after": ("prune",)}
 

@@ -208,6 +208,7 @@ def _changes(run: Run) -> list[str]:
     recipe = "paper" if run.config.get("recipe") == "paper" else "best"
     task = run.task.removesuffix(HELD_OUT)
     usual = {name: _DEFAULTS.get(name) for name in _CHANGES} | vars(PRESETS[recipe].get(task, OWN_FILES[recipe]))
+    usual["loss_weights"] = None  # what is not given is the recipe's
     found = []
     for name in _CHANGES:
         value = run.config.get(name, usual[name])

@@ -71,9 +71,10 @@ def card(result: dict[str, Any], prepared: Prepared, *, last: bool) -> str:
     dense = "" if result["dense"] is None else f"| {result['metric']} of the dense model | {result['dense']:.4f} |\n"
     at_target = " at the target sparsity" if result["target_step"] else ""
     chosen = "the last step" if last else f"step {result['best_step']}, the best on dev{at_target}"
+    loader = "AutoModelForQuestionAnswering" if config.head == "span" else "AutoModelForSequenceClassification"
     stock = (
-        "`AutoModelForSequenceClassification` of `transformers` loads this folder as it is."
-        if config.pooling == "cls"
+        f"`{loader}` of `transformers` loads this folder as it is."
+        if config.pooling == "cls" or config.head == "span"
         else "The sentence vector is the mean of the last hidden states over real tokens, which no stock BERT "
         "classifier computes: `AutoModel` of `transformers` loads the encoder, and the logits are that mean times "
         "`classifier.weight` (transposed) plus `classifier.bias`, both in `model.safetensors`."
@@ -91,6 +92,7 @@ def card(result: dict[str, Any], prepared: Prepared, *, last: bool) -> str:
             "weights are stored dense, at the size that is left."
         )
     start = short_name(settings.model)
+    units = "questions" if config.head == "span" else "rows"
     return f"""# {result["task"]}: {start}, {result["method"]}
 
 Fine-tuned on {result["task"]} from `{start}`; {sparse}, {result["sparsity"]["all"]:.2%} of all parameters.
@@ -101,7 +103,7 @@ Weights of {chosen}.
 {dense}{figures}
 | parameters kept | {result["parameters"]["kept"]:,} of {result["parameters"]["dense"]:,} |
 | bytes, {stored} | {result["bytes"]["dense"]:,} / {result["bytes"]["stored"]:,} |
-| training rows, steps, seed | {result["examples"]["train"]:,}{added}, {result["steps"]:,}, {result["seed"]} |
+| training {units}, steps, seed | {result["examples"]["train"]:,}{added}, {result["steps"]:,}, {result["seed"]} |
 
 ```python
 import kaprune_jax as kp
@@ -116,4 +118,6 @@ print(model.predict([{_example(prepared)}]))
 
 def _example(prepared: Prepared) -> str:
     row = prepared.data.dev.texts[0]
+    if prepared.data.kind == "span":  # question and passage
+        row = (row[0], textwrap.shorten(row[1], 200, placeholder=" ..."))
     return repr(row[0] if len(row) == 1 else tuple(row))

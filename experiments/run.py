@@ -21,6 +21,7 @@ from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.data.loader import Encoded, eval_batches
 from kaprune_jax.data.metrics import majority_score, score_task
+from kaprune_jax.data.spans import score_spans
 from kaprune_jax.deploy.folder import load, save
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.models.config import BertConfig
@@ -43,11 +44,19 @@ ShouldStop = Callable[[], bool]
 def predict_rows(
     predict: Callable, params: Any, data: Encoded, *, batch_size: int, mesh: Mesh | None = None
 ) -> np.ndarray:
-    """Logits [rows, classes] of a model, in the order of the rows; on a mesh where the parameters are on one."""
+    """Logits [rows, classes] of a model, in the order of the rows; on a mesh where the parameters are on one.
+
+    Logits of tokens are [rows, tokens, 2], minus infinity behind a row's batch.
+    """
     batches = eval_batches(data, batch_size=batch_size)
     put = (lambda batch: batch) if mesh is None else functools.partial(place_batch, mesh=mesh)
     pending = [(rows, predict(params, put(batch))) for rows, batch in batches]
     first = np.asarray(pending[0][1])
+    if first.ndim == 3:
+        logits = np.full((len(data.input_ids), data.limit, first.shape[-1]), -np.inf, np.float32)
+        for rows, values in pending:
+            logits[rows, : values.shape[1]] = np.asarray(values)[: len(rows)]
+        return logits
     logits = np.zeros((len(data.input_ids), first.shape[-1]), np.float32)
     for rows, values in pending:
         logits[rows] = np.asarray(values)[: len(rows)]
@@ -57,6 +66,8 @@ def predict_rows(
 def evaluate(predict: Callable, params: Any, prepared: Prepared, *, batch_size: int) -> dict[str, float]:
     """Scores of a model on the evaluation rows, the main one first; its parameters are on the run's devices."""
     logits = predict_rows(predict, params, prepared.dev, batch_size=batch_size, mesh=prepared.mesh)
+    if prepared.windows is not None:
+        return score_spans(prepared.data, prepared.windows, logits)
     return score_task(prepared.data, logits)
 
 
@@ -90,8 +101,9 @@ def check_teacher(prepared: Prepared, value: float, folder: Path | None) -> None
     least = constant + min(2 * majority.standard_error, 0.5 * (1.0 - constant))
     if value >= least:
         return
+    same = "the first words of each passage get" if prepared.windows else "always answering the same gets"
     line = (
-        f"the teacher has {name} {value:.4f} on dev, and always answering the same gets {majority.scores[name]:.4f} "
+        f"the teacher has {name} {value:.4f} on dev, and {same} {majority.scores[name]:.4f} "
         f"(at least {least:.4f} is wanted): there is nothing to distil"
     )
     if not prepared.settings.allow_weak_teacher:
@@ -219,6 +231,7 @@ def write_result(
         "target_step": planned.target_step,
         "examples": {"train": len(data.train.texts), "dev": len(data.dev.texts), "augmented": new_rows},
         "truncated": {"train": prepared.train.data.truncated, "dev": prepared.dev.truncated},
+        **({"windows": _count_windows(prepared)} if prepared.windows else {}),
         **delivered(folder / "model", asked=(settings.sparsity or 0.0) if planned.target_step else 0.0),
         "steps": planned.steps,
         "seconds": round(stage.trained, 1),
@@ -235,3 +248,8 @@ def write_result(
         (folder / name / "README.md").write_text(card(result, prepared, last=name != "model"), "utf-8")
     write_json(folder / "result.json", result)
     return result
+
+
+def _count_windows(prepared: Prepared) -> dict[str, int]:
+    """How many rows the passages were cut into."""
+    return {"train": len(prepared.train.data.input_ids), "dev": len(prepared.dev.input_ids)}

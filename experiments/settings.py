@@ -5,11 +5,12 @@ import os
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from experiments.checks import check
+from experiments.checks import check, check_questions, loss_weights
 from experiments.flags import flag as _flag
 from experiments.flags import parse as parse_flags
-from experiments.presets import GLUE_TASKS, METHODS, MICRO_TASKS, OWN_FILES, PRESETS, RECIPES, Recipe
+from experiments.presets import GIVEN_TASKS, METHODS, MICRO_TASKS, OWN_FILES, PRESETS, RECIPES, Preset, Recipe
 from kaprune_jax._errors import InputError
+from kaprune_jax.data.squad import is_squad_file
 from kaprune_jax.models.layout import GATES
 from kaprune_jax.prune.magnitude import SCORES, Scores
 from kaprune_jax.prune.patterns import parse_pattern
@@ -25,10 +26,15 @@ class Settings:
 
     MODULE: ClassVar[str] = "experiments.glue"
 
-    task: str = _flag(f"{', '.join(GLUE_TASKS)}; built in: {', '.join(MICRO_TASKS)}", "micro-rte")
-    data_dir: str | None = _flag("folder in GLUE's download layout (RTE/train.tsv, plain or .gz)", None)
-    source: str = _flag("where GLUE comes from without --data-dir", "folder", choices=("folder", "hub", "tfds"))
-    train_file: str | None = _flag("own training rows: CSV, TSV or JSONL, plain or .gz", None)
+    task: str = _flag(f"{', '.join(GIVEN_TASKS)}; built in: {', '.join(MICRO_TASKS)}", "micro-rte")
+    data_dir: str | None = _flag(
+        "folder in GLUE's download layout (RTE/train.tsv, plain or .gz); for squad with train-v1.1.json, dev-v1.1.json",
+        None,
+    )
+    source: str = _flag("where the task comes from without --data-dir", "folder", choices=("folder", "hub", "tfds"))
+    train_file: str | None = _flag(
+        "own training rows: CSV, TSV or JSONL; or questions: JSON in SQuAD's layout; plain or .gz", None
+    )
     dev_file: str | None = _flag("own evaluation rows", None)
     text: str = _flag("text column of own files, or two, separated by a comma", "sentence")
     label: str = _flag("label column of own files", "label")
@@ -82,7 +88,7 @@ class Settings:
     teacher_schedule: str = _flag("of the teacher's learning rate", "linear", choices=("constant", "linear"))
     loss_weights: str | None = _flag(
         "changes to the method's loss weights, such as hidden=0.5,labels=1; names: embeddings, hidden, attention, "
-        "logits, labels [by task and recipe]",
+        "logits, labels [for sparsebert by task and recipe]",
         None,
     )
     temperature: float | None = _flag("divides the logits of student and teacher, > 0 [1; 2 for cofi]", None)
@@ -116,7 +122,13 @@ class Settings:
         None,
         choices=("gold", "teacher"),
     )
-    max_length: int | None = _flag("tokens of a row, longer ones are truncated and counted, >= 8 [by task]", None)
+    max_length: int | None = _flag(
+        "tokens of a row, longer ones are truncated and counted, long passages cut into windows; >= 8 [by task]", None
+    )
+    stride: int | None = _flag(
+        "questions: tokens that two windows of a long passage share, >= 0 [128, or max-length / 3 where that is less]",
+        None,
+    )
     lengths: int | None = _flag(
         "different lengths of batches, each of which is compiled, >= 1 [4; 2 where coupled]", None
     )
@@ -175,29 +187,30 @@ def resolve(settings: S) -> S:
     own = settings.train_file is not None or settings.dev_file is not None
     if own and (settings.train_file is None or settings.dev_file is None):
         raise InputError("--train-file and --dev-file go together; only one of them is given")
-    if not own and settings.task not in (*MICRO_TASKS, *GLUE_TASKS):
-        allowed = ", ".join((*MICRO_TASKS, *GLUE_TASKS))
+    if not own and settings.task not in (*MICRO_TASKS, *GIVEN_TASKS):
+        allowed = ", ".join((*MICRO_TASKS, *GIVEN_TASKS))
         raise InputError(f"--task {settings.task!r} is unknown; allowed: {allowed}")
     if settings.recipe not in RECIPES:
         raise InputError(f"--recipe {settings.recipe}: allowed: {', '.join(RECIPES)}")
     micro = settings.task in MICRO_TASKS and not own
+    questions = asks_questions(settings)
     if not own and not micro and settings.data_dir is None and settings.source == "folder":
-        raise InputError(
-            f"--task {settings.task} needs --data-dir FOLDER (GLUE's layout), --source hub or --source tfds"
-        )
+        layout = "train-v1.1.json, dev-v1.1.json" if questions else "GLUE's layout"
+        raise InputError(f"--task {settings.task} needs --data-dir FOLDER ({layout}), --source hub or --source tfds")
     if own and settings.task != Settings.task:
         raise InputError(f"--task {settings.task} and --train-file: give one of them")
     if settings.data_dir is not None and (micro or own):
         raise InputError(
-            f"--data-dir {settings.data_dir}: only for GLUE tasks, named by --task; this run needs no folder"
+            f"--data-dir {settings.data_dir}: only for GLUE tasks and squad, named by --task; this run needs no folder"
         )
     if settings.data_dir is not None and settings.source != "folder":
         raise InputError(f"--data-dir {settings.data_dir} and --source {settings.source}: give one of them")
     if settings.method is None:
         settings = dataclasses.replace(settings, method="sparsebert,hard-labels" if micro else "sparsebert")
     settings = with_lengths(settings, LENGTHS)
-    preset = OWN_FILES[settings.recipe] if own else PRESETS[settings.recipe][settings.task]
-    filled = {name: value for name, value in dataclasses.asdict(preset).items() if getattr(settings, name) is None}
+    preset = vars(preset_of(settings))
+    filled = {name: value for name, value in preset.items() if getattr(settings, name) is None}
+    filled.pop("loss_weights", None)  # those of one method, for `loss_weights_of`
     if settings.no_augment and settings.augment is not None:
         raise InputError(f"--augment {settings.augment} and --no-augment: give one of them")
     if settings.no_augment or settings.methods == ("dense",):
@@ -216,6 +229,7 @@ def resolve(settings: S) -> S:
         )
     resolved = dataclasses.replace(settings, **filled)
     check(resolved)
+    check_questions(resolved)
     if (pattern.kind == "n:m" or pattern.balanced) and resolved.scope == "global":
         raise InputError(
             f"--scope global does not go with --pattern {resolved.pattern}, which is per group; use matrix"
@@ -251,11 +265,29 @@ def with_lengths(settings: S, default: dict[str, int]) -> S:
     return dataclasses.replace(settings, **{k: v for k, v in default.items() if getattr(settings, k) is None})
 
 
+def preset_of(settings: Settings) -> Preset:
+    """What the recipe says of the task."""
+    if asks_questions(settings):
+        return PRESETS[settings.recipe]["squad"]
+    return OWN_FILES[settings.recipe] if settings.train_file else PRESETS[settings.recipe][settings.task]
+
+
+def loss_weights_of(method: str, settings: Settings) -> dict[str, float]:
+    """Changes to a method's loss weights: those given, or, of sparsebert, the recipe's."""
+    by_recipe = preset_of(settings).loss_weights if method == "sparsebert" else ""
+    return loss_weights(by_recipe if settings.loss_weights is None else settings.loss_weights)
+
+
+def asks_questions(settings: Settings) -> bool:
+    """Whether the task is to answer questions from passages."""
+    return is_squad_file(settings.train_file) if settings.train_file is not None else settings.task == "squad"
+
+
 def teacher_settings(settings: Settings) -> Settings:
     """The settings of a run's teacher: those of pruning at their defaults, so that they may change on --resume."""
     kept = (
         "task data_dir source train_file dev_file text label model batch_size teacher_steps teacher_epochs "
-        "teacher_learning_rate teacher_schedule warmup weight_decay max_length lengths length_multiple hold_out "
+        "teacher_learning_rate teacher_schedule warmup weight_decay max_length stride lengths length_multiple hold_out "
         "limit_train seed dtype pooling evaluations log_every out resume mesh distributed accumulate remat"
     ).split()
     return dataclasses.replace(Settings(), method="dense", **{name: getattr(settings, name) for name in kept})

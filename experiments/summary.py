@@ -10,10 +10,16 @@ def summary(method: str, result: dict[str, Any]) -> str:
         return _smaller_summary(method, result)
     dense = "" if result["dense"] is None or method == "dense" else f"dense {result['dense']:.4f} -> "
     return (
-        f"{method}: {result['metric']} {dense}{result['pruned']:.4f} (last step {result['last']:.4f}); "
+        f"{method}: {result['metric']} {dense}{result['pruned']:.4f} (last step {result['last']:.4f}){_exact(result)}; "
         f"zeros: {sizes['encoder']:.4%} of the encoder matrices, {sizes['all']:.2%} of all parameters; "
         f"{bytes['dense'] / 1e6:.1f} MB dense, {bytes['stored'] / 1e6:.1f} MB stored sparse"
     )
+
+
+def _exact(result: dict[str, Any]) -> str:
+    """The second figure of answers to questions, which are always told with both."""
+    found, last = (result[name].get("exact_match") for name in ("metrics", "last_metrics"))
+    return "" if found is None else f", exact match {found:.4f} ({last:.4f})"
 
 
 def _smaller_summary(method: str, result: dict[str, Any]) -> str:
@@ -25,7 +31,7 @@ def _smaller_summary(method: str, result: dict[str, Any]) -> str:
     wide, broad = sum(heads["kept"]), sum(units["kept"])
     return (
         f"{method}: {result['metric']} dense {result['dense']:.4f} -> {result['pruned']:.4f} (last step "
-        f"{result['last']:.4f})\n"
+        f"{result['last']:.4f}){_exact(result)}\n"
         f"  removed: {sparsity['encoder']:.4%} of the encoder matrices, {sparsity['all']:.2%} of all parameters; "
         f"{bytes['dense'] / 1e6:.1f} MB -> {bytes['stored'] / 1e6:.1f} MB\n"
         f"  left: {layers} of {depth} layers, {wide} of {depth * heads['of']} heads, {broad} of "

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from experiments.flags import flag
 from experiments.flags import parse as parse_flags
-from experiments.settings import Settings, only_a_study, with_lengths
+from experiments.settings import Settings, asks_questions, only_a_study, with_lengths
 from experiments.settings import resolve as resolve_main
 from kaprune_jax._errors import InputError
 from kaprune_jax.transfer.sharing import SHARE, Share, shares_gates, shares_weights
@@ -97,7 +97,12 @@ def resolve(settings: TransferSettings) -> TransferSettings:
     _several("coupling", settings.coupling, COUPLINGS)
     _several("when", settings.when, PHASES)
     names = auxiliary_names(settings)
-    resolved = resolve_main(with_lengths(settings, LENGTHS))
+    if asks_questions(settings):
+        what = f"--train-file {settings.train_file}" if settings.train_file else f"--task {settings.task}"
+        raise InputError(f"{what}: answering questions is not coupled with other tasks; use experiments.glue")
+    if "squad" in settings.auxiliary.split(","):
+        raise InputError(f"--auxiliary {settings.auxiliary}: squad is for experiments.glue; another task is needed")
+    resolved = resolve_main(dataclasses.replace(with_lengths(settings, LENGTHS), no_augment=True))
     if resolved.task in names:
         raise InputError(f"--auxiliary {settings.auxiliary}: {resolved.task} is the target; another task is needed")
     if settings.train_file is not None and settings.train_file in _files(settings):

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 import kaprune_jax as kp
+from kaprune_jax.deploy.folder import load_start
 from kaprune_jax.models.bert import init_params
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -22,12 +23,23 @@ def test_the_library_example_runs_and_prints_what_it_says(tmp_path, monkeypatch,
 
 def test_the_example_of_gates_runs_after_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    first, second, _, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(compile(first, "README.md", "exec"), names)
     exec(compile(second, "README.md", "exec"), names)
     assert names["smaller"].config.is_shrunk
     assert float(names["shortfall"]) > 0.88
+
+
+def test_the_example_of_answers_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start = load_start("mini", head="span", labels=(), key=jax.random.key(0)).model
+    kp.save("runs/mine", start.params, start.config, tokenizer=start.tokenizer)
+    names: dict = {"kp": kp}
+    example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[2]
+    exec(compile(example.replace("model.predict", "found = model.predict"), "README.md", "exec"), names)
+    assert names["found"][0].label in "anna saw the owl ."
+    assert 0.0 <= names["found"][0].score <= 1.0
 
 
 def test_the_example_of_compiled_models_runs(tmp_path, monkeypatch):
@@ -38,7 +50,7 @@ def test_the_example_of_compiled_models_runs(tmp_path, monkeypatch):
     params |= init_params(config, jax.random.key(0), parts=("head",))
     kp.save("runs/mine", params, config, tokenizer=start.tokenizer)
     names: dict = {"kp": kp}
-    exec(compile(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[2], "README.md", "exec"), names)
+    exec(compile(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[3], "README.md", "exec"), names)
     assert len(names["fast"].plan) == 4 * config.num_hidden_layers
 
 

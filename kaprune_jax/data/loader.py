@@ -13,7 +13,8 @@ from jaxtyping import Float32, Int32
 from kaprune_jax.data.rows import Rows
 
 Batch = dict[str, np.ndarray]
-"""input_ids, attention_mask, token_type_ids: int32 [batch, seq]; labels: [batch], int32 or float32."""
+"""input_ids, attention_mask, token_type_ids: int32 [batch, seq]; labels: [batch], int32 or float32,
+or [batch, 2], int32, for spans."""
 
 _MULTIPLE = 8
 
@@ -24,15 +25,16 @@ class Encoded(NamedTuple):
     Attributes:
       input_ids: token ids of each row, special tokens included.
       token_type_ids: 0 for the first text, 1 for the second.
-      labels: class ids or scores.
-      truncated: how many rows were longer than the limit and lost their end.
+      labels: class ids or scores; for spans the places of the first and last token of the answer.
+      truncated: how many rows were longer than the limit and lost their end; for spans, of how many questions no
+        window holds the whole answer.
       limit: the longest a row can be.
       pad: the id that fills up.
     """
 
-    input_ids: tuple[list[int], ...]
-    token_type_ids: tuple[list[int], ...]
-    labels: Int32[np.ndarray, "rows"] | Float32[np.ndarray, "rows"]
+    input_ids: tuple[list[int] | np.ndarray, ...]
+    token_type_ids: tuple[list[int] | np.ndarray, ...]
+    labels: Int32[np.ndarray, "rows"] | Float32[np.ndarray, "rows"] | Int32[np.ndarray, "rows 2"]
     truncated: int
     limit: int
     pad: int

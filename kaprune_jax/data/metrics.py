@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from kaprune_jax.data.rows import TaskData
+from kaprune_jax.data.spans import first_words
 
 METRICS = ("accuracy", "f1", "macro_f1", "matthews_correlation", "pearson", "spearman")
 _CORRELATIONS = ("matthews_correlation", "pearson", "spearman")
@@ -67,7 +68,7 @@ def score_task(data: TaskData, logits: Float[np.ndarray, "rows outputs"]) -> dic
     """Score a model's outputs on dev by the task's metrics, and by the first of them on each of its `dev_groups`.
 
     Args:
-      data: the task.
+      data: the task, of any kind but "span" (`spans.score_spans`).
       logits: a row of class logits, or one score, per row of dev.
 
     Returns:
@@ -87,6 +88,7 @@ def majority_score(data: TaskData) -> MajorityScore:
     The constant is train's most frequent class (the first of equals) or its mean score. For `f1` it is class 1, since
     any other constant gets 0 while "always class 1" can look good. The standard error is sqrt(p (1 - p) / n) for
     accuracy and, as an approximation, for the F1 scores; and 1 / sqrt(n - 1), that of no correlation, for correlations.
+    For spans it is the first words of each passage, as many as answers usually have (`spans.first_words`).
 
     Args:
       data: the task.
@@ -94,6 +96,8 @@ def majority_score(data: TaskData) -> MajorityScore:
     Returns:
       The score by each of the task's metrics, and the standard error of the first.
     """
+    if data.kind == "span":
+        return MajorityScore(*first_words(data))
     if data.kind == "classification":
         constant = np.bincount(data.train.labels).argmax().astype(np.int32)
     else:

@@ -1,6 +1,7 @@
-"""GLUE tasks from the Hugging Face hub and from TensorFlow Datasets, through their own libraries and caches.
+"""GLUE tasks and SQuAD 1.1 from the Hugging Face hub and TensorFlow Datasets, through their own libraries and caches.
 
-Both give the same task as `glue.load_glue` for the same rows. The libraries are optional and imported on use.
+Both give the same task as `glue.load_glue` or `squad.load_squad` for the same rows. The libraries are
+optional and imported on use.
 """
 
 import importlib
@@ -15,9 +16,11 @@ import numpy as np
 
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.rows import RawRows, TaskData, task_data
+from kaprune_jax.data.squad import questions_of, squad_task
 from kaprune_jax.data.tasks import GlueTask, glue_task
 
 HUB_NAME = "nyu-mll/glue"
+SQUAD_HUB_NAME = "rajpurkar/squad"
 
 
 def load_hub(task: str, *, cache_dir: str | PathLike[str] | None = None) -> TaskData:
@@ -90,11 +93,71 @@ def load_tfds(task: str, *, data_dir: str | PathLike[str] | None = None) -> Task
     return _task(spec, raw)
 
 
-def _tfds_splits(tfds: ModuleType, name: str, data_dir: str | None) -> Mapping[str, Iterable[Mapping[str, Any]]]:
+def load_squad_hub(*, cache_dir: str | PathLike[str] | None = None) -> TaskData:
+    """Load SQuAD 1.1 from the Hugging Face hub (`rajpurkar/squad`), or from its cache.
+
+    Raises:
+      InputError: `datasets` not installed, the data out of reach, or a bad question.
+    """
+    datasets = _library("datasets", extra="hub")
+    try:
+        splits = datasets.load_dataset(SQUAD_HUB_NAME, cache_dir=None if cache_dir is None else fspath(cache_dir))
+    except Exception as error:  # as above
+        raise _out_of_reach(SQUAD_HUB_NAME, error) from error
+    found = []
+    for split in ("train", "validation"):
+        data = _split(SQUAD_HUB_NAME, splits, split)
+        for column in (columns := ["id", "question", "context", "answers"]):
+            if column not in data.column_names:
+                there = ", ".join(data.column_names)
+                raise InputError(f"{SQUAD_HUB_NAME}, {split}: no column {column!r}; there are: {there}")
+        values = data.select_columns(columns)[:]
+        rows = [
+            (name, question, passage, answers["text"], answers["answer_start"])
+            for name, question, passage, answers in zip(*(values[column] for column in columns), strict=True)
+        ]
+        found.append(questions_of(f"{SQUAD_HUB_NAME}, {split}", rows))
+    return squad_task("squad", *found)
+
+
+def load_squad_tfds(*, data_dir: str | PathLike[str] | None = None) -> TaskData:
+    """Load SQuAD 1.1 from TensorFlow Datasets (`squad/v1.1`), or from its cache.
+
+    Raises:
+      InputError: `tensorflow-datasets` not installed, the data out of reach, or a bad question.
+    """
+    tfds = _library("tensorflow_datasets", extra="tfds")
+    source = "tfds squad/v1.1"
+    found = []
+    try:
+        module = "tensorflow_datasets.datasets.squad.squad_dataset_builder"
+        splits = _tfds_splits(tfds, "squad/v1.1", None if data_dir is None else fspath(data_dir), module=module)
+        for split in ("train", "validation"):
+            rows = [
+                (
+                    _decoded(example["id"]),
+                    _decoded(example["question"]),
+                    _decoded(example["context"]),
+                    [_decoded(text) for text in example["answers"]["text"]],
+                    example["answers"]["answer_start"],
+                )
+                for example in _split(source, splits, split)
+            ]
+            found.append(questions_of(f"{source}, {split}", rows))
+    except InputError:
+        raise
+    except Exception as error:  # as above
+        raise _out_of_reach(source, error) from error
+    return squad_task("squad", *found)
+
+
+def _tfds_splits(
+    tfds: ModuleType, name: str, data_dir: str | None, *, module: str = "tensorflow_datasets.text.glue"
+) -> Mapping[str, Iterable[Mapping[str, Any]]]:
     # TFDS registers its builders by importing all their packages in turn and stops at the first that fails, which
     # without TensorFlow comes before GLUE's.
     with suppress(ImportError):
-        importlib.import_module("tensorflow_datasets.text.glue")
+        importlib.import_module(module)
     # tfds.load yields tf.data pipelines; without TensorFlow only tfds.data_source can read.
     if importlib.util.find_spec("tensorflow") is None:
         return tfds.data_source(name, data_dir=data_dir)

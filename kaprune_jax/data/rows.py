@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, Int32
 
 from kaprune_jax._errors import InputError
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "span"]
 
 _MANY_VALUES = 20  # more distinct whole numbers than this are scores, not classes
 _MOSTLY = 0.9  # share of numbers from which a label that is none is a slip rather than a class name
@@ -41,12 +41,17 @@ class Rows(NamedTuple):
     """One split of a task.
 
     Attributes:
-      texts: one or two strings a row.
-      labels: class ids (int32, indices into `TaskData.labels`) or scores (float32).
+      texts: one or two strings a row; for spans question and passage.
+      labels: class ids (int32, indices into `TaskData.labels`) or scores (float32); for spans where the first answer
+        begins and ends in the passage, in characters, the end not included.
+      answers: for spans every answer that counts as right; else empty.
+      names: for spans what to call each row in an error message; else empty.
     """
 
     texts: tuple[tuple[str, ...], ...]
-    labels: Int32[np.ndarray, "rows"] | Float32[np.ndarray, "rows"]
+    labels: Int32[np.ndarray, "rows"] | Float32[np.ndarray, "rows"] | Int32[np.ndarray, "rows 2"]
+    answers: tuple[tuple[str, ...], ...] = ()
+    names: tuple[str, ...] = ()
 
 
 class TaskData(NamedTuple):
@@ -54,8 +59,8 @@ class TaskData(NamedTuple):
 
     Attributes:
       name: the task's name.
-      kind: "classification" or "regression".
-      labels: class names, in the order of the class ids; empty for regression.
+      kind: "classification", "regression" or "span".
+      labels: class names, in the order of the class ids; else empty.
       metrics: names that `metrics.score` knows; the first is the main one.
       train: training rows.
       dev: evaluation rows.
@@ -150,40 +155,7 @@ def task_data(
         _check_classes(train, dev, ids)
         targets = [np.array([ids[label] for label in split.labels], np.int32) for split in (train, dev)]
     rows = [Rows(split.texts, target) for split, target in zip((train, dev), targets, strict=True)]
-    return TaskData(name, kind, names, metrics, rows[0], rows[1], _fingerprint(names, *rows))
-
-
-def limit_train(data: TaskData, count: int, *, seed: int = 0) -> TaskData:
-    """Keep `count` training rows, drawn at random but the same for the same seed.
-
-    Every class that train has keeps at least one row, so no label of dev becomes unknown; the rest are drawn without
-    regard to class. The rows stay in their order, and a larger `count` with the same seed keeps all rows of a smaller
-    one. Dev is not touched.
-
-    Args:
-      data: the task.
-      count: number of training rows to keep; at or above their number the task is returned as it is.
-      seed: seed of the draw, at least 0.
-
-    Returns:
-      The task with fewer training rows and a new fingerprint.
-
-    Raises:
-      InputError: `count` below 1 or below the number of classes in train.
-    """
-    present = len(np.unique(data.train.labels)) if data.kind == "classification" else 1
-    if count < present:
-        rule = f"at least {present} are needed, one of each class" if present > 1 else "at least 1 is needed"
-        raise InputError(f"limit_train {count} for {data.name}: {rule}")
-    if count >= len(data.train.texts):
-        return data
-    order = np.random.default_rng(seed).permutation(len(data.train.texts))
-    if data.kind == "classification":
-        _, first = np.unique(data.train.labels[order], return_index=True)
-        order = np.concatenate([order[first], np.delete(order, first)])
-    kept = np.sort(order[:count])
-    train = Rows(tuple(data.train.texts[i] for i in kept), data.train.labels[kept])
-    return data._replace(train=train, fingerprint=_fingerprint(data.labels, train, data.dev))
+    return TaskData(name, kind, names, metrics, rows[0], rows[1], fingerprint_of(names, *rows))
 
 
 def _number(label: str) -> float | None:
@@ -259,7 +231,8 @@ def _scores(split: RawRows) -> Float32[np.ndarray, "rows"]:
     return scores
 
 
-def _fingerprint(names: tuple[str, ...], train: Rows, dev: Rows) -> str:
+def fingerprint_of(names: tuple[str, ...], train: Rows, dev: Rows) -> str:
+    """SHA-256 (hex) over label names and the rows of both splits."""
     digest = hashlib.sha256()
 
     def add(data: bytes) -> None:  # with its length, so that no two different sequences of fields read alike
@@ -274,4 +247,8 @@ def _fingerprint(names: tuple[str, ...], train: Rows, dev: Rows) -> str:
             for text in row:
                 add(text.encode())
         add(split.labels.astype(split.labels.dtype.newbyteorder("<")).tobytes())
+        for answers in split.answers:
+            add(str(len(answers)).encode())
+            for answer in answers:
+                add(answer.encode())
     return digest.hexdigest()

@@ -27,7 +27,8 @@ class Compiled:
       length: tokens of a row.
       plan: how each matrix runs.
       weights: its arrays, an argument of `program`.
-      program: `program(weights, input_ids, attention_mask, token_type_ids)`, logits [batch, classes].
+      program: `program(weights, input_ids, attention_mask, token_type_ids)`, logits [batch, classes], or
+        [batch, length, 2] for spans.
     """
 
     model: Model
@@ -37,8 +38,8 @@ class Compiled:
     weights: Any
     program: Callable[..., Array]
 
-    def logits(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Float[np.ndarray, "rows classes"]:
-        """The logits of any number of rows of up to `length` tokens.
+    def logits(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Float[np.ndarray, "rows ..."]:
+        """The logits of any number of rows of up to `length` tokens; for spans those of the tokens given.
 
         Raises:
           InputError: no rows, or longer ones.
@@ -54,10 +55,11 @@ class Compiled:
             self.program(self.weights, *(part[start : start + self.batch] for part in arrays))
             for start in range(0, len(arrays[0]), self.batch)
         ]
-        return np.concatenate([np.asarray(part) for part in parts])[:rows]
+        logits = np.concatenate([np.asarray(part) for part in parts])[:rows]
+        return logits[:, :seq] if self.model.config.head == "span" else logits
 
     def predict(self, rows: Sequence[str | tuple[str, ...]]) -> list[Prediction]:
-        """Labels and probabilities, as `Model.predict`; rows are cut to `length` tokens."""
+        """Labels and probabilities, or answers, as `Model.predict`; rows are cut to `length` tokens."""
         return self.model.predict(rows, batch_size=self.batch, max_length=self.length, logits=self.logits)
 
 
@@ -67,7 +69,7 @@ def compile(
     """Compiles a loaded model for inference: what its zeros make superfluous is taken out, blocks are packed.
 
     Args:
-      model: with a sentence-level head; sparse, structured or dense.
+      model: with the head of a task; sparse, structured or dense.
       backend: of its matrices, as for `kp.block_matmul`; "auto" takes for each what is known to win at its density.
       batch: rows of a call, >= 1.
       length: tokens of a row, from 1 to the model's positions; 128, or all positions where there are fewer.
@@ -82,7 +84,7 @@ def compile(
     """
     config = model.config
     if not config.num_logits:
-        raise InputError(f"{model.folder}: a model with a classification or regression head is needed")
+        raise InputError(f"{model.folder}: a model with the head of a task is needed, not {config.head}")
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"dtype {dtype!r}: allowed: float32, bfloat16")
     if batch < 1:
@@ -100,7 +102,8 @@ class Program(NamedTuple):
     """What is compiled.
 
     Attributes:
-      function: `function(weights, input_ids, attention_mask, token_type_ids)`, logits [batch, classes].
+      function: `function(weights, input_ids, attention_mask, token_type_ids)`, logits [batch, classes], or
+        [batch, length, 2] for spans.
       weights: its arrays.
       plan: how each matrix runs.
     """
@@ -143,6 +146,6 @@ def in_parts(function: Callable[..., Array], rows: int) -> Callable[..., Array]:
             return function(weights, *inputs)
         filled = (jnp.pad(part, ((0, -batch % rows), (0, 0))).reshape(-1, rows, part.shape[1]) for part in inputs)
         logits = jax.lax.map(lambda part: function(weights, *part), tuple(filled))
-        return logits.reshape(-1, logits.shape[-1])[:batch]
+        return logits.reshape(-1, *logits.shape[2:])[:batch]
 
     return whole

@@ -67,7 +67,7 @@ def load_start(
 
     Args:
       folder: as for `load`.
-      head: "classification" or "regression".
+      head: "classification", "regression" or "span".
       labels: class names of the task, in the order of its ids.
       key: random key for the new parts.
       pooling: None for what the checkpoint was made for.
@@ -79,12 +79,15 @@ def load_start(
     tensors = read_tensors(place)
     found, reason = detect_pooling(place, raw, tensors)
     notes = [f"pooling {pooling}, as asked" if pooling else f"pooling {found}: {reason}"]
+    notes = [] if head == "span" else notes  # which pools nothing
     config = old.replace(head=head, labels=labels, pooling=pooling or found)
     same = (old.head, old.labels, old.pooling) == (config.head, config.labels, config.pooling)
     if old.num_logits and not same:
         was = ", ".join(old.labels) or old.head
         notes.append(f"the head of {place} ({was}) does not fit this task and is dropped")
-        tensors = {name: array for name, array in tensors.items() if not name.startswith("classifier.")}
+        tensors = {
+            name: array for name, array in tensors.items() if not name.startswith(("classifier.", "qa_outputs."))
+        }
     params = from_tensors(tensors, config, str(place), new=frozenset({"pooler", "head"}))
     if not {"pooler", "head"} & set(params):
         config = config.replace(pooler_size=None)  # a new one is as wide as the model

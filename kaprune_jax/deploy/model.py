@@ -11,6 +11,7 @@ import numpy as np
 
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
+from kaprune_jax.deploy.answers import answer
 from kaprune_jax.deploy.tokenizer import load_tokenizer
 from kaprune_jax.deploy.weights import fingerprint
 from kaprune_jax.models.bert import BertOutput, make_apply
@@ -21,12 +22,15 @@ class Prediction(NamedTuple):
     """What `Model.predict` returns for one row.
 
     Attributes:
-      label: the most probable class name, or the predicted score of a regression.
-      probabilities: by class name; empty for a regression.
+      label: the most probable class name, the predicted score of a regression, or the answer to a question, as its
+        passage has it.
+      probabilities: by class name; empty for a regression or an answer.
+      score: of an answer: the probability of its first token times that of its last; None of anything else.
     """
 
     label: str | float
     probabilities: dict[str, float]
+    score: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,19 +86,19 @@ class Model:
         max_length: int | None = None,
         logits: Callable[..., Any] | None = None,
     ) -> list[Prediction]:
-        """Labels and probabilities of sentences or pairs of sentences.
+        """Labels and probabilities of sentences or pairs of sentences; or answers to questions, and their scores.
 
         Args:
-          rows: texts, or pairs of texts.
+          rows: texts, or pairs of texts; for a model that answers questions, pairs of question and passage.
           batch_size: rows at a time, >= 1.
-          max_length: tokens that rows are cut to; the model's positions by default.
+          max_length: tokens that rows are cut to, long passages into windows; the model's positions by default.
           logits: of `input_ids`, `attention_mask` and `token_type_ids` [batch, seq]; by default this model's.
 
         Raises:
-          InputError: the model has no sentence-level head, or the rows are not all texts or all pairs.
+          InputError: the model has no head of a task, or the rows are not all texts or all pairs.
         """
         if not self.config.num_logits:
-            raise InputError(f"{self.folder}: a model without a sentence-level head cannot predict labels")
+            raise InputError(f"{self.folder}: a model without the head of a task cannot predict labels")
         if isinstance(rows, str):
             raise InputError("predict: a list of texts is needed, not one text")
         pairs = [tuple(row) if isinstance(row, tuple | list) else (row,) for row in rows]
@@ -107,6 +111,9 @@ class Model:
         predictions: list[Prediction] = []
         limit = min(max_length or self.config.max_position_embeddings, self.config.max_position_embeddings)
         logits = logits or functools.partial(self._logits, self.params)
+        if self.config.head == "span":
+            sizes: dict[str, int] = dict(batch_size=batch_size, max_length=limit, pad=self.config.pad_token_id)
+            return [Prediction(found.text, {}, found.score) for found in answer(pairs, self.tokenizer, logits, **sizes)]
         for start in range(0, len(pairs), batch_size):
             piece = pairs[start : start + batch_size]
             texts = [list(column) for column in zip(*piece, strict=True)]

@@ -85,7 +85,7 @@ def pack_model(
     """The weights that `make_forward` takes, and how each matrix will run.
 
     Args:
-      params: of a whole or shrunk model with a sentence-level head.
+      params: of a whole or shrunk model with the head of a task.
       config: its configuration.
       backend: of every matrix; "auto" decides for each by its density.
       dtype: of the matrices.
@@ -132,7 +132,7 @@ def pack_model(
     return jax.tree.map(jnp.asarray, {"layers": layers, **rest}), tuple(plan)
 
 
-def make_forward(config: BertConfig, *, dtype: str = "float32") -> Callable[..., Float[Array, "batch classes"]]:
+def make_forward(config: BertConfig, *, dtype: str = "float32") -> Callable[..., Float[Array, "batch ..."]]:
     """`forward(weights, input_ids, attention_mask, token_type_ids)`: float32 logits of what `pack_model` gives."""
     act = _ACTIVATION[config.hidden_act]
 
@@ -147,6 +147,9 @@ def make_forward(config: BertConfig, *, dtype: str = "float32") -> Callable[...,
             x = _normalise(_attend(x, layer, attend), layer.attention_norm, config.layer_norm_eps)
             x = _normalise(_feed(x, layer, act), layer.ffn_norm, config.layer_norm_eps)
         last = x.reshape(-1, batch, seq).astype(jnp.float32)
+        if config.head == "span":
+            by_token = last.transpose(1, 2, 0) @ weights["head"]["kernel"]
+            return by_token + weights["head"]["bias"][None, None]
         if config.pooling == "cls":
             pooled = jnp.tanh(last[:, :, 0].T @ weights["pooler"]["kernel"] + weights["pooler"]["bias"][None])
         else:

@@ -57,7 +57,7 @@ def materialize(params: Params, gates: Mapping[str, Any], config: BertConfig) ->
         hidden_size=int(kept["hidden"].sum()),
         layers=layers,
         attention_head_size=config.head_size,
-        pooler_size=config.hidden_size if config.pooling == "cls" else None,
+        pooler_size=config.hidden_size if config.has_pooler else None,
     )
     return Shrunk(shrink(params, gates, layout), smaller, kept)
 

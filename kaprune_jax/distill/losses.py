@@ -2,7 +2,8 @@
 
 SparseBERT (Xu et al., 2021, arXiv:2104.08682): mean squared errors of hidden states and of attention scores before
 softmax (after TinyBERT, Jiao et al., 2020, arXiv:1909.10351), soft cross-entropy of logits (Hinton et al., 2015,
-arXiv:1503.02531).
+arXiv:1503.02531). Answers as spans of a text: two distributions over its tokens (Rajpurkar et al., 2016,
+arXiv:1606.05250; with BERT, Devlin et al., 2019, arXiv:1810.04805, section 4.2).
 """
 
 import jax
@@ -84,3 +85,19 @@ def label_loss(logits: Float[Array, "batch classes"], labels: Shaped[Array, "bat
             raise ValueError(f"labels are scores, and logits have {logits.shape[-1]} columns; one is needed")
         return jnp.square(logits[:, 0] - labels)
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
+
+
+def over_tokens(
+    logits: Float[Array, "batch seq parts"], mask: Shaped[Array, "batch seq"]
+) -> Float[Array, "batch_parts seq"]:
+    """Logits of tokens as rows of logits over tokens, for the losses above: a softmax then runs over the real ones.
+
+    Row 2b is the start of batch row b's answer and row 2b + 1 its end, as `labels.reshape(-1)` has them.
+
+    Args:
+      logits: of each token; [batch, seq, 2] for the first and last token of an answer.
+      mask: nonzero for real tokens, zero for padding, whose probability is made exactly zero.
+    """
+    # Finite, since 0 times infinity is not; far below any logit, also divided by a temperature.
+    kept = jnp.where(mask[..., None] != 0, logits, jnp.asarray(-1e9, logits.dtype))
+    return jnp.swapaxes(kept, 1, 2).reshape(-1, logits.shape[1])

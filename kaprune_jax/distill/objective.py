@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from kaprune_jax.distill.losses import attention_loss, hidden_loss, kl_loss, label_loss, soft_cross_entropy
+from kaprune_jax.distill.losses import (
+    attention_loss,
+    hidden_loss,
+    kl_loss,
+    label_loss,
+    over_tokens,
+    soft_cross_entropy,
+)
 from kaprune_jax.distill.matching import STATIC, LayerMap, match_layers, nearest_layers, quarter_layers
 
 
@@ -39,8 +46,9 @@ class DistillConfig:
       hidden: of each layer's output, summed over layers.
       attention: of each layer's attention scores before softmax, summed over layers.
       logits: soft cross-entropy of the class logits; for a regression the squared error to the score (or, with
-        `regression_target="teacher"`, to the teacher's).
-      labels: cross-entropy with the task's own labels; for a regression the squared error to the gold score.
+        `regression_target="teacher"`, to the teacher's); for spans that over real tokens, mean of start and end.
+      labels: cross-entropy with the task's own labels; for a regression the squared error to the gold score; for
+        spans the cross-entropy over real tokens, mean of start and end.
       temperature: τ, divides both logits in the soft cross-entropy; above 0.
       layer_map: which teacher layer each student layer learns from, where their numbers differ: "uniform", "first",
         "last". Or CoFi's way round, with the teacher's layers at each quarter: the student layer at the same depth as
@@ -138,8 +146,9 @@ def objective(
       student: outputs that gradients flow into.
       teacher: outputs taken as constants; None where no term needs them.
       mask: [batch, seq], nonzero for real tokens.
-      labels: [batch], int32 class ids or float32 scores; float32 makes it a regression. None, for classes without
-        gold labels, where `labels` has no weight.
+      labels: [batch], int32 class ids or float32 scores; float32 makes it a regression. [batch, 2], int32 places of
+        the first and last token, where logits are [batch, seq, 2]. None, for classes or spans without gold labels,
+        where `labels` has no weight.
       projection: parameters of `init_projection`, or None.
       alive: which student layers survive, for the "nearest" maps; all by default.
       scales: factors of terms, by name, where the batch is a part of another.
@@ -158,12 +167,17 @@ def objective(
     if config.labels:
         if labels is None:
             raise ValueError("the term `labels` has a weight above 0, but no labels are given")
-        terms["labels"] = label_loss(student.logits, labels).mean()
+        terms["labels"] = label_loss(_rows(student.logits, mask), labels.reshape(-1)).mean()
     terms = {name: term * scales[name] if scales and name in scales else term for name, term in terms.items()}
     total = jnp.float32(0.0)
     for name, term in terms.items():
         total = total + getattr(config, name) * term
     return total, terms
+
+
+def _rows(logits: Array, mask: Array) -> Array:
+    """Rows of logits, whose losses are averaged: of each text over classes; of spans, start and end, over tokens."""
+    return over_tokens(logits, mask) if logits.ndim == 3 else logits
 
 
 def _constant(outputs: Outputs) -> Outputs:
@@ -215,7 +229,8 @@ def _teacher_terms(config, student, teacher, mask, labels: Array | None, project
     if config.logits:
         if labels is None or not jnp.issubdtype(labels.dtype, jnp.floating):
             divergence = kl_loss if config.divergence == "kl" else soft_cross_entropy
-            each = divergence(student.logits, teacher.logits, temperature=config.temperature)
+            rows = [_rows(outputs.logits, mask) for outputs in (student, teacher)]
+            each = divergence(*rows, temperature=config.temperature)
         else:
             target = labels if config.regression_target == "gold" else teacher.logits[:, 0]
             each = label_loss(student.logits, target)

@@ -1,11 +1,11 @@
-"""BERT (Devlin et al., 2019, arXiv:1810.04805) with sentence-level or masked-LM heads, as a pure function of params.
+"""BERT (Devlin et al., 2019, arXiv:1810.04805) with heads for tasks or masked words, as a pure function of params.
 
 Parameters are a plain nested dict:
 
     embeddings/{word,position,token_type}/embedding   embeddings/norm/{scale,bias}
     encoder/layers/I/attention/{query,key,value,output}/{kernel,bias}   encoder/layers/I/attention_norm/{scale,bias}
     encoder/layers/I/ffn/{up,down}/{kernel,bias}                        encoder/layers/I/ffn_norm/{scale,bias}
-    pooler/{kernel,bias}   (pooling "cls")      head/{kernel,bias}      lm_head/...   (masked-LM)
+    pooler/{kernel,bias}   (pooling "cls", not for spans)      head/{kernel,bias}      lm_head/...   (masked-LM)
 
 Kernels are [inputs, outputs]. The six kernels of each layer are what pruning is about: `encoder/.*/kernel`.
 """
@@ -33,7 +33,8 @@ class BertOutput(NamedTuple):
     Attributes:
       hidden_states: layers + 1 arrays [batch, seq, hidden], the embedding output first.
       attention_scores: layers arrays [batch, heads, seq, seq], scaled by 1/sqrt(head size), before masking and softmax.
-      logits: [batch, classes], [batch, 1] for a regression, [batch, seq, vocab] for masked-LM, None without a head.
+      logits: [batch, classes], [batch, 1] for a regression, [batch, seq, 2] for spans (first and last token of an
+        answer), [batch, seq, vocab] for masked-LM, None without a head.
     """
 
     hidden_states: tuple[Float[Array, "batch seq hidden"], ...]
@@ -95,10 +96,10 @@ class Bert(nnx.Module):
         if config.head == "masked-lm":
             self.lm_head = MaskedLMHead(config, dtype, rngs)
             return
-        if config.pooling == "cls":
+        if config.has_pooler:
             self.pooler = linear(config.hidden_size, config.pooler_size or config.hidden_size, config, dtype, rngs)
         if config.num_logits:
-            width = (config.pooler_size if config.pooling == "cls" else None) or config.hidden_size
+            width = (config.pooler_size if config.has_pooler else None) or config.hidden_size
             self.head = linear(width, config.num_logits, config, dtype, rngs)
 
     def __call__(
@@ -117,6 +118,8 @@ class Bert(nnx.Module):
         logits = None
         if self.config.head == "masked-lm":
             logits = self.lm_head(hidden[-1], self.embeddings.word)
+        elif self.config.head == "span":
+            logits = self.head(hidden[-1]).astype(jnp.float32)
         elif self.config.num_logits:
             pooled = dropout(self._pool(hidden[-1], attend), self.config.hidden_dropout_prob, rngs)
             logits = self.head(pooled).astype(jnp.float32)

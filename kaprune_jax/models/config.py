@@ -6,10 +6,10 @@ from typing import Any, Literal, NamedTuple
 
 from kaprune_jax._errors import InputError
 
-Head = Literal["none", "classification", "regression", "masked-lm"]
+Head = Literal["none", "classification", "regression", "span", "masked-lm"]
 Pooling = Literal["cls", "mean"]
 
-HEADS: tuple[Head, ...] = ("none", "classification", "regression", "masked-lm")
+HEADS: tuple[Head, ...] = ("none", "classification", "regression", "span", "masked-lm")
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 _ANY = 2**31 - 1
 # Building a model takes time with its layers, quadratic in JAX; the deepest published BERT has 48.
@@ -27,6 +27,7 @@ _ARCHITECTURE: dict[Head, str] = {
     "none": "BertModel",
     "classification": "BertForSequenceClassification",
     "regression": "BertForSequenceClassification",
+    "span": "BertForQuestionAnswering",
     "masked-lm": "BertForMaskedLM",
 }
 
@@ -50,7 +51,8 @@ class BertConfig:
     Attributes:
       pooling: what a sentence-level head reads: "cls", the [CLS] state through the pooler (linear, tanh), or
         "mean", the mean of the last hidden states over real tokens, as sentence encoders are trained.
-      head: what stands on the encoder; "none" gives no logits.
+      head: what stands on the encoder; "span" gives each token two logits, to be the first and the last of an answer;
+        "none" gives no logits.
       labels: class names in the order of the logits; empty without a classification head.
       layers: what is left of each layer; empty where all of it is. `num_attention_heads` and `intermediate_size` say
         what a whole layer has.
@@ -109,8 +111,13 @@ class BertConfig:
 
     @property
     def num_logits(self) -> int:
-        """Width of the sentence-level head: classes, 1 for a regression, 0 without such a head."""
-        return {"classification": len(self.labels), "regression": 1}.get(self.head, 0)
+        """Width of the task's head: classes, 1 for a regression, 2 for spans, 0 without such a head."""
+        return {"classification": len(self.labels), "regression": 1, "span": 2}.get(self.head, 0)
+
+    @property
+    def has_pooler(self) -> bool:
+        """Whether the head reads the [CLS] pooler, rather than last hidden states or their mean."""
+        return self.pooling == "cls" and self.head not in ("masked-lm", "span")
 
     def replace(self, **changes: Any) -> "BertConfig":
         """A copy with some values changed."""
@@ -195,6 +202,8 @@ def from_hugging_face(raw: Mapping[str, Any], where: str) -> BertConfig:
         head = "masked-lm"
     elif architecture == "BertForSequenceClassification":
         head = "regression" if len(names) == 1 or raw.get("problem_type") == "regression" else "classification"
+    elif architecture == "BertForQuestionAnswering":
+        head = "span"
     if head == "classification":
         labels = tuple(str(names[key]) for key in sorted(names, key=int))
     values: dict[str, Any] = {
@@ -265,7 +274,7 @@ def to_hugging_face(config: BertConfig) -> dict[str, Any]:
     pools that way, and one that loaded it as a classifier would silently give other logits.
     """
     raw: dict[str, Any] = {name: getattr(config, name) for name in _SIZES}
-    stock = config.pooling == "cls" or config.head in ("none", "masked-lm")
+    stock = config.pooling == "cls" or config.head in ("none", "masked-lm", "span")
     raw["architectures"] = [_ARCHITECTURE[config.head] if stock else "BertModel"]
     raw["model_type"] = "bert"
     if config.head == "classification":

@@ -13,7 +13,7 @@ from kaprune_jax._errors import InputError
 from kaprune_jax._tree import path_string
 from kaprune_jax._typing import Params
 from kaprune_jax.models.bert import param_shapes
-from kaprune_jax.models.config import BertConfig
+from kaprune_jax.models.config import BertConfig, Head
 
 _LAYER = {
     "attention/query": "attention.self.query",
@@ -41,11 +41,13 @@ _IGNORED = ("embeddings.position_ids", "cls.seq_relationship.")
 _HEADS = ("classifier.", "cls.", "qa_outputs.")
 
 
-def tensor_name(path: str) -> str:
-    """The Hugging Face name, with the `bert.` prefix, of a parameter path."""
+def tensor_name(path: str, *, head: Head = "classification") -> str:
+    """The Hugging Face name, with the `bert.` prefix, of a parameter path of a model with that head."""
     if path == "lm_head/bias":
         return "cls.predictions.bias"
     module, leaf = path.rsplit("/", 1)
+    if module == "head" and head == "span":
+        return f"qa_outputs.{_LEAF[leaf]}"
     if module.startswith("encoder/layers/"):
         _, _, index, part = module.split("/", 3)
         return f"bert.encoder.layer.{index}.{_LAYER[part]}.{_LEAF[leaf]}"
@@ -58,7 +60,7 @@ def _flat(config: BertConfig) -> list[tuple[str, str, tuple[int, ...]]]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(config)):
         text = path_string(path)
         shape = leaf.shape[::-1] if text.endswith("/kernel") else leaf.shape
-        rows.append((text, tensor_name(text), shape))
+        rows.append((text, tensor_name(text, head=config.head), shape))
     return rows
 
 
@@ -73,7 +75,7 @@ def to_tensors(params: Params, config: BertConfig) -> dict[str, np.ndarray]:
     if set(arrays) != {path for path, _, _ in wanted}:
         odd = sorted(set(arrays) ^ {path for path, _, _ in wanted})
         raise InputError(f"params: {odd[0]} and {len(odd) - 1} more paths are missing or have no place in this model")
-    prefix = config.head == "none" or (config.pooling == "mean" and config.head != "masked-lm")
+    prefix = config.head == "none" or (config.pooling == "mean" and config.head not in ("masked-lm", "span"))
     tensors = {}
     for path, name, shape in wanted:
         array = np.asarray(arrays[path])
@@ -151,9 +153,7 @@ def _canonical(name: str) -> str:
 def _may_be_left(name: str, config: BertConfig, new: frozenset[str]) -> bool:
     """Whether a tensor that the configuration does not use is expected in such a file."""
     bare = name.removeprefix("bert.")
-    if bare.startswith(_IGNORED) or (
-        bare.startswith("pooler.") and (config.pooling == "mean" or config.head == "masked-lm")
-    ):
+    if bare.startswith(_IGNORED) or (bare.startswith("pooler.") and not config.has_pooler):
         return True
     if name in ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"):
         return True

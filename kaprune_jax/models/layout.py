@@ -54,7 +54,7 @@ def bert_layout(config: BertConfig) -> Layout:
             Cut(_LAYER + "ffn/down/kernel", ("unit", "hidden"), fold=("units", "ffn", "hidden"), needs="unit"),
             Cut(_LAYER + "ffn/down/bias", ("hidden",), fold=("ffn", "hidden"), needs="unit"),
             Cut(_LAYER + ".*norm/(scale|bias)", ("hidden",)),
-            Cut("(pooler|head)/kernel" if config.pooling == "mean" else "pooler/kernel", ("hidden", None)),
+            Cut("pooler/kernel" if config.has_pooler else "(pooler|head)/kernel", ("hidden", None)),
             Cut("projection/kernel", ("hidden", None)),
         ),
     )

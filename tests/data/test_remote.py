@@ -1,6 +1,7 @@
 """The hub and TFDS: the same task as from files, and one-line errors. Only the libraries' network side is replaced."""
 
 import importlib.machinery
+import json
 import sys
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.glue import load_glue
-from kaprune_jax.data.remote import load_hub, load_tfds
+from kaprune_jax.data.remote import load_hub, load_squad_hub, load_squad_tfds, load_tfds
 from kaprune_jax.data.rows import TaskData
+from kaprune_jax.data.squad import load_squad
 
 datasets = pytest.importorskip("datasets")
 
@@ -169,3 +171,73 @@ def test_tfds_out_of_reach(tfds, monkeypatch):
     monkeypatch.setattr(tfds, "data_source", fail)
     with pytest.raises(InputError, match=r"tfds glue/rte: neither downloaded nor .* \(OSError: no route to host\)$"):
         load_tfds("rte")
+
+
+QUESTIONS = [
+    (f"id{9 - i}", f"who is {i} ?", f"person {i} é is {i} .", [f"person {i} é", f"{i}"], [0, 7]) for i in range(6)
+]
+
+
+@pytest.fixture
+def squad(tmp_path) -> Path:
+    """The same questions as files."""
+    folder = tmp_path / "squad"
+    folder.mkdir()
+    for stem, part in (("train", QUESTIONS), ("dev", QUESTIONS[:2])):
+        paragraphs = [
+            {
+                "context": passage,
+                "qas": [
+                    {
+                        "id": name,
+                        "question": question,
+                        "answers": [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)],
+                    }
+                ],
+            }
+            for name, question, passage, texts, starts in part
+        ]
+        (folder / f"{stem}-v1.1.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    return folder
+
+
+def same_answers(a: TaskData, b: TaskData) -> bool:
+    pairs = zip((a.train, a.dev), (b.train, b.dev), strict=True)
+    return same(a, b) and all(x.answers == y.answers for x, y in pairs)
+
+
+def test_questions_of_the_hub_equal_files(squad, monkeypatch):
+    def split(rows):
+        names, questions, passages, texts, starts = map(list, zip(*rows, strict=True))
+        answers = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
+        return datasets.Dataset.from_dict(
+            {"id": names, "title": names, "context": passages, "question": questions, "answers": answers}
+        )
+
+    splits = datasets.DatasetDict({"train": split(QUESTIONS[::-1]), "validation": split(QUESTIONS[:2])})
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, cache_dir: {"rajpurkar/squad": splits}[path])
+    assert same_answers(load_squad_hub(), load_squad(squad))
+    splits["train"] = splits["train"].remove_columns("answers")
+    with pytest.raises(InputError, match=r"rajpurkar/squad, train: no column 'answers'; there are: id, title"):
+        load_squad_hub()
+    del splits["train"]
+    with pytest.raises(InputError, match=r"rajpurkar/squad: no split 'train'; there are: validation"):
+        load_squad_hub()
+
+
+def test_questions_of_a_tfds_cache_equal_files(tfds, monkeypatch, squad, tmp_path):
+    no_tensorflow(monkeypatch)
+    from tensorflow_datasets.datasets.squad import squad_dataset_builder as builders
+
+    def examples(rows):
+        for name, question, passage, texts, starts in rows:
+            answers = {"text": texts, "answer_start": starts}
+            yield name, {"id": name, "title": "", "context": passage, "question": question, "answers": answers}
+
+    def splits(self, manager):
+        return {"train": examples(QUESTIONS), "validation": examples(QUESTIONS[:2])}
+
+    monkeypatch.setattr(builders.Builder, "_split_generators", splits)
+    builder = tfds.builder("squad/v1.1", data_dir=tmp_path / "tfds", file_format="array_record")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    assert same_answers(load_squad_tfds(data_dir=tmp_path / "tfds"), load_squad(squad))

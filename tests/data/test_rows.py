@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kaprune_jax._errors import InputError
-from kaprune_jax.data.rows import RawRows, TaskData, label_kind, limit_train, task_data
+from kaprune_jax.data.rows import RawRows, TaskData, label_kind, task_data
+from kaprune_jax.data.sampling import limit_train
 
 
 def raw(source: str, *labels: str, texts: tuple[tuple[str, ...], ...] | None = None) -> RawRows:

@@ -212,5 +212,19 @@ def test_bad_batches(model, rng):
     with pytest.raises(InputError, match="empty batch, 0 rows"):
         compiled.logits(*(part[:0, :8] for part in batch_of(rng, model.config)))
     headless = Model(model.config.replace(head="none", labels=()), model.params, Path("x"), {})
-    with pytest.raises(InputError, match="classification or regression head"):
+    with pytest.raises(InputError, match="the head of a task is needed, not none"):
         kp.compile(dataclasses.replace(headless))
+
+
+@pytest.mark.parametrize("zeros", ["none", "block"])
+def test_a_model_that_answers_questions_has_logits_for_each_token(rng, zeros):
+    config, params = make(rng, zeros=zeros, head="span", labels=(), pooling="cls")
+    assert "pooler" not in params
+    batch = batch_of(rng, config)
+    expected = np.asarray(make_apply(config)(params, *batch).logits)
+    compiled = kp.compile(Model(config, params, Path("x"), {}), batch=3, length=40)  # filled up and cut again
+    found = compiled.logits(*batch)
+    assert found.shape == expected.shape == (5, 24, 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    whole = jax.jit(in_parts(make_forward(config), 2))(pack_model(params, config)[0], *batch)
+    np.testing.assert_allclose(whole, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())

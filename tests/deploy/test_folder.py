@@ -213,7 +213,7 @@ def test_predicts_labels_and_probabilities_of_texts(tmp_path, getkey):
     np.testing.assert_allclose(predictions[0].probabilities["no"], predictions[2].probabilities["no"], atol=1e-6)
     assert model.predict(["a robin is a bird ."])[0].label in ("no", "yes")
     assert model.predict([]) == []
-    with pytest.raises(InputError, match="without a sentence-level head"):
+    with pytest.raises(InputError, match="without the head of a task"):
         mini.predict(["a"])
 
 

@@ -36,9 +36,11 @@ def shrunk_of(config=WHOLE, values=None):
     return params, materialize(params, values or values_of(), config)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_a_saved_model_is_the_same_after_loading(tmp_path, pooling):
-    config, values = WHOLE.replace(pooling=pooling), values_of()
+@pytest.mark.parametrize(
+    "changes", [{"pooling": "cls"}, {"pooling": "mean"}, {"head": "span", "labels": ()}], ids=["cls", "mean", "span"]
+)
+def test_a_saved_model_is_the_same_after_loading(tmp_path, changes):
+    config, values = WHOLE.replace(**changes), values_of()
     params, smaller = shrunk_of(config, values)
     kp.save(tmp_path / "m", smaller.params, smaller.config)
     model = kp.load(tmp_path / "m")
@@ -50,7 +52,7 @@ def test_a_saved_model_is_the_same_after_loading(tmp_path, pooling):
         LayerShape(tuple(np.flatnonzero(there["heads"][i]).tolist()), int(there["units"][i].sum())) for i in range(2)
     )
     assert model.config.head_size == 4
-    assert model.config.pooler_size == (16 if pooling == "cls" else None)
+    assert model.config.pooler_size == (16 if config.has_pooler else None)
     run = jax.jit(make_apply(smaller.config))
     np.testing.assert_array_equal(run(model.params, IDS).logits, run(smaller.params, IDS).logits)
     gated = make_apply(config)(params, IDS, gates=jax.tree.map(jnp.asarray, values)).logits

@@ -262,3 +262,67 @@ def test_the_fixed_map_compares_equal_depths_as_long_as_they_survive(rng):
     np.testing.assert_allclose(
         total, errors[2] + errors[5] + errors[6], rtol=1e-5
     )  # layers 2, 3, 5, 6; the third is gone
+
+
+PLACES = jnp.array([[1, 2], [0, 1]], jnp.int32)
+
+
+def over_real_tokens(values, temperature=1.0):
+    """The probabilities of start and end over the real tokens of each row, in float64."""
+    for row, mask in zip(np.asarray(values, np.float64), np.asarray(MASK, bool), strict=True):
+        for part in (0, 1):
+            yield softmax(row[mask, part] / temperature)
+
+
+def spans(seed):
+    return outputs(seed)._replace(logits=3 * jax.random.normal(jax.random.key(100 + seed), (2, 4, 2)))
+
+
+def test_answers_are_learned_over_real_tokens_start_and_end_alike():
+    student, teacher = spans(0), spans(1)
+    total, terms = kp.objective(kp.hard_labels_loss(), student, None, mask=MASK, labels=PLACES)
+    shares = list(over_real_tokens(student.logits))
+    wanted = -np.mean([np.log(share[place]) for share, place in zip(shares, PLACES.reshape(-1), strict=True)])
+    np.testing.assert_allclose(total, wanted, rtol=1e-5)
+    for temperature, divergence in ((1.0, "cross-entropy"), (2.0, "cross-entropy"), (1.0, "kl"), (2.0, "kl")):
+        config = kp.DistillConfig(
+            embeddings=0.0, hidden=0.0, attention=0.0, temperature=temperature, divergence=divergence
+        )
+        _, terms = kp.objective(config, student, teacher, mask=MASK, labels=PLACES)
+        ours, theirs = (list(over_real_tokens(out.logits, temperature)) for out in (student, teacher))
+        if divergence == "kl":
+            each = [temperature**2 * (p * np.log(p / q)).sum() for p, q in zip(theirs, ours, strict=True)]
+        else:
+            each = [-(p * np.log(q)).sum() for p, q in zip(theirs, ours, strict=True)]
+        np.testing.assert_allclose(terms["logits"], np.mean(each), rtol=1e-5)
+        without, _ = kp.objective(config, student, teacher, mask=MASK)
+        assert without == terms["logits"]
+
+
+@pytest.mark.parametrize("config", [kp.sparsebert_loss(), kp.logits_loss(), kp.hard_labels_loss(), cofi_loss()])
+def test_what_pads_answers_has_neither_loss_nor_gradient(config):
+    student, teacher = spans(0), spans(1)
+    projection = kp.init_projection(4, 4, jax.random.key(0))
+
+    def loss(logits, theirs):
+        return kp.objective(
+            config, student._replace(logits=logits), teacher._replace(logits=theirs), mask=MASK, labels=PLACES,
+            projection=projection,
+        )[0]  # fmt: skip
+
+    padding = jnp.where(MASK[..., None] == 0, 1e4, 0.0)
+    first, gradient = jax.value_and_grad(loss)(student.logits, teacher.logits)
+    second, other = jax.value_and_grad(loss)(student.logits + padding, teacher.logits - padding)
+    assert first == second
+    np.testing.assert_array_equal(gradient, other)
+    assert np.isfinite(gradient).all()
+    assert not np.asarray(gradient)[np.asarray(MASK) == 0].any()
+    assert np.asarray(gradient)[np.asarray(MASK) == 1].all()
+
+
+def test_answers_under_strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        total, _ = kp.objective(
+            kp.DistillConfig(labels=1.0), spans(0), spans(1), mask=MASK.astype(jnp.int32), labels=PLACES
+        )
+    assert total.dtype == jnp.float32

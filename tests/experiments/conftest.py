@@ -1,5 +1,7 @@
 """A tiny encoder over the built-in world's words, and small files, so that whole runs take seconds."""
 
+import json
+
 import jax
 import pytest
 
@@ -31,3 +33,27 @@ def files(tmp_path):
     train.write_text("sentence\tlabel\n" + "\n".join(rows[:40]) + "\n", "utf-8")
     dev.write_text("sentence\tlabel\n" + "\n".join(rows[40:]) + "\n", "utf-8")
     return ["--train-file", str(train), "--dev-file", str(dev)]
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """Training and dev questions in SQuAD's layout, as --train-file and --dev-file; some passages need windows."""
+    people, animals = "anna ben clara david emma felix julia paul".split(), "owl robin cat wolf shark bee".split()
+    paragraphs = []
+    for number, animal in enumerate(animals):
+        facts = [f"{person} saw the {animals[(number + place) % 6]} ." for place, person in enumerate(people)]
+        passage = " ".join(facts[: 3 + number])
+        asked = [
+            {
+                "id": f"{animal}-{person}",
+                "question": f"what did {person} see ?",
+                "answers": [
+                    {"text": fact[len(person) + 5 : -2], "answer_start": passage.index(fact) + len(person) + 5}
+                ],
+            }
+            for person, fact in zip(people[: 3 + number], facts, strict=False)
+        ]
+        paragraphs.append({"context": passage, "qas": asked})
+    for name, part in (("train", paragraphs), ("dev", paragraphs[::2])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"data": [{"title": "", "paragraphs": part}]}), "utf-8")
+    return ["--train-file", str(tmp_path / "train.json"), "--dev-file", str(tmp_path / "dev.json")]

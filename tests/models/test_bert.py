@@ -23,7 +23,7 @@ def run(model, expected) -> BertOutput:
     return jax.jit(model.apply)(model.params, *batch)
 
 
-@pytest.mark.parametrize("name", ["classifier", "encoder", "mlm"])
+@pytest.mark.parametrize("name", ["classifier", "encoder", "mlm", "span"])
 @pytest.mark.parametrize("graph_mode", [True, False])
 def test_agrees_with_pytorch(name, graph_mode):
     expected = np.load(FIXTURES / "bert" / "expected.npz")
@@ -42,9 +42,10 @@ def test_agrees_with_pytorch(name, graph_mode):
         assert output.logits is None
     else:
         logits, wanted = np.asarray(output.logits), expected[f"{name}/logits"]
+        by_token = name in ("mlm", "span")
         np.testing.assert_allclose(
-            logits[real] if name == "mlm" else logits, wanted[real] if name == "mlm" else wanted, atol=1e-4
-        )
+            logits[real] if by_token else logits, wanted[real] if by_token else wanted, atol=1e-4
+        )  # fmt: skip
 
 
 def test_agrees_with_pytorch_on_a_real_encoder(shared):
@@ -66,22 +67,24 @@ def test_agrees_with_pytorch_on_a_real_encoder(shared):
         np.testing.assert_allclose(ours[where], expected["attention_scores"][place][where], atol=1e-3)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_padding_has_no_effect(pooling, getkey):
-    config = SMALL.replace(pooling=pooling)
+@pytest.mark.parametrize("changes", [{"pooling": "cls"}, {"pooling": "mean"}, {"head": "span", "labels": ()}])
+def test_padding_has_no_effect(changes, getkey):
+    config = SMALL.replace(**changes)
     params, apply = init_params(config, getkey()), make_apply(config)
     ids = jax.random.randint(getkey(), (2, 6), 5, 60)
     short = apply(params, ids)
     padded = jnp.pad(ids, ((0, 0), (0, 4)), constant_values=7)
     mask = jnp.pad(jnp.ones_like(ids), ((0, 0), (0, 4)))
     long = apply(params, padded, mask)
-    np.testing.assert_allclose(short.logits, long.logits, atol=1e-5)
+    logits = long.logits[:, :6] if config.head == "span" else long.logits
+    np.testing.assert_allclose(short.logits, logits, atol=1e-5)
     np.testing.assert_allclose(short.hidden_states[-1], long.hidden_states[-1][:, :6], atol=1e-5)
     np.testing.assert_allclose(short.attention_scores[0], long.attention_scores[0][:, :, :6, :6], atol=1e-5)
 
 
 def test_outputs_have_the_promised_shapes(getkey):
-    for head, shape in (("classification", (2, 2)), ("regression", (2, 1)), ("masked-lm", (2, 6, 60)), ("none", None)):
+    shapes = {"classification": (2, 2), "regression": (2, 1), "span": (2, 6, 2), "masked-lm": (2, 6, 60), "none": None}
+    for head, shape in shapes.items():
         config = SMALL.replace(head=head, labels=("no", "yes") if head == "classification" else ())
         output = make_apply(config)(init_params(config, getkey()), jnp.ones((2, 6), jnp.int32))
         assert [state.shape for state in output.hidden_states] == [(2, 6, 32)] * 3

@@ -10,7 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 import kaprune_jax as kp
 from kaprune_jax._errors import InputError
-from kaprune_jax.models.bert import param_shapes
+from kaprune_jax.deploy.folder import load_start
+from kaprune_jax.models.bert import init_params, param_shapes
+from kaprune_jax.models.config import from_hugging_face, to_hugging_face
 from kaprune_jax.models.convert import from_tensors, to_tensors
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "bert"
@@ -31,7 +33,7 @@ def copy(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("name", ["classifier", "encoder", "mlm"])
+@pytest.mark.parametrize("name", ["classifier", "encoder", "mlm", "span"])
 def test_writes_back_what_it_read(name):
     model = kp.load(FIXTURES / name)
     ours, theirs = to_tensors(model.params, model.config), load_file(FIXTURES / name / "model.safetensors")
@@ -141,3 +143,34 @@ def test_a_configuration_that_cannot_be_read_is_named(change, message, copy):
         kp.load(folder)
     assert "config.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_head_for_answers_has_stock_names_whatever_pools_elsewhere(pooling, getkey):
+    config = kp.load(FIXTURES / "span").config.replace(pooling=pooling)
+    assert (config.head, config.num_logits, config.has_pooler) == ("span", 2, False)
+    tensors = to_tensors(init_params(config, getkey()), config)
+    assert tensors["qa_outputs.weight"].shape == (2, 32)
+    assert tensors["qa_outputs.bias"].shape == (2,)
+    assert not [name for name in tensors if "pooler" in name or name.startswith("classifier")]
+    assert set(tensors) == set(load_file(FIXTURES / "span" / "model.safetensors"))
+    assert same(from_tensors(tensors, config, "here"), from_tensors(dict(tensors), config, "here"))
+    assert to_hugging_face(config)["architectures"] == ["BertForQuestionAnswering"]
+    again = from_hugging_face(to_hugging_face(config), "here")
+    assert (again.head, again.pooling, again.labels) == ("span", pooling, ())
+    bad = tensors | {"qa_outputs.weight": np.zeros((3, 32), np.float32)}
+    with pytest.raises(InputError, match=r"qa_outputs.weight has shape \[3, 32\]; config.json asks for \[2, 32\]"):
+        from_tensors(bad, config, "here")
+
+
+def test_heads_of_other_tasks_are_dropped(getkey):
+    start, notes = load_start(FIXTURES / "span", head="classification", labels=("no", "yes"), key=getkey())
+    assert start.params["head"]["kernel"].shape == (32, 2)
+    assert "pooler" in start.params
+    assert any("(span) does not fit this task and is dropped" in note for note in notes)
+    start, notes = load_start(FIXTURES / "classifier", head="span", labels=(), key=getkey())
+    assert "pooler" not in start.params
+    assert any("is dropped" in note for note in notes)
+    kept, notes = load_start(FIXTURES / "span", head="span", labels=(), key=getkey())
+    assert same(kept.params, kp.load(FIXTURES / "span").params)
+    assert notes == ()

@@ -18,6 +18,7 @@ from experiments.report import write_report
 from experiments.study import read_grid
 from experiments.study_transfer import make_kind
 from kaprune_jax.data.augment import Augmented
+from kaprune_jax.data.squad import load_squad_files
 from kaprune_jax.data.tables import read_rows
 from kaprune_jax.data.world import write_tokenizer
 from kaprune_jax.deploy.expand import expand
@@ -36,6 +37,12 @@ TABLES = {
     "rows.csv": 'sentence,label\n"a good, long film .",yes\na bad film .,no\n',
     "rows.jsonl": '{"sentence": "a good film .", "label": 1.5}\n{"sentence": "a bad film .", "label": "no"}\n',
 }
+QUESTIONS = {
+    "data": [{"paragraphs": [{"context": "anna saw the owl .", "qas": [
+        {"id": "q", "question": "who saw the owl ?", "answers": [{"text": "anna", "answer_start": 0}]},
+        {"id": "r", "question": "what did anna see ?", "answers": [{"text": "the owl", "answer_start": 9}]},
+    ]}]}]
+}  # fmt: skip
 STUDY = {
     "out": "runs/study",
     "base": {"task": "micro-rte", "auxiliary": "micro-nli", "steps": 10},
@@ -110,6 +117,13 @@ def table(folder: Path, name: str) -> Path:
     return file
 
 
+def squad(folder: Path, name: str) -> Path:
+    """A file of questions; packed where the name ends in .gz."""
+    file, content = folder / name, json.dumps(QUESTIONS).encode()
+    file.write_bytes(gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
+    return file
+
+
 def augmented(folder: Path) -> Path:
     """A file of augmented rows."""
     write_rows(folder / "augmented.jsonl.gz", HEADER, Augmented((("a fine film .",), ("a poor film .",)), (0, 1)))
@@ -142,6 +156,10 @@ def read_table(file: Path) -> object:
     return read_rows(file, text=("sentence",), label="label")
 
 
+def read_questions(file: Path) -> object:
+    return load_squad_files(file, file, name="squad")
+
+
 def read_own(file: Path) -> object:
     return read_augmented(file, HEADER, OWN)
 
@@ -166,6 +184,8 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "masks": (masks, read_all_masks),
     **{name: (lambda folder, name=name: table(folder, name), read_table)
        for plain in TABLES for name in (plain, f"{plain}.gz")},
+    **{name: (lambda folder, name=name: squad(folder, name), read_questions)
+       for name in ("squad.json", "squad.json.gz")},
     "augmented": (augmented, read_own),
     "study": (study, lambda file: read_grid(str(file), make_kind())),
     "run": (run, write_report),

@@ -28,12 +28,12 @@ def batch_of(seed, rows=12, length=8):
     }
 
 
-def after(loss, *, config=CONFIG, **options):
+def after(loss, *, config=CONFIG, batch=None, **options):
     """Loss, terms and parameters after a step of plain gradient descent."""
     apply = make_apply(config, remat=options.pop("remat", False))
     step = make_train_step(apply, optax.sgd(0.5), loss, teacher=make_apply(config), **options)
     state = init_state(init_params(config, jax.random.key(0)), optax.sgd(0.5), jax.random.key(2))
-    state, metrics = jax.jit(step)(state, init_params(config, jax.random.key(1)), batch_of(0))
+    state, metrics = jax.jit(step)(state, init_params(config, jax.random.key(1)), batch or batch_of(0))
     return metrics.loss, metrics.terms, state.params
 
 
@@ -45,6 +45,15 @@ def close(one, two, tolerance):
 def test_parts_of_a_batch_have_its_own_loss_and_gradient(parts):
     loss = dataclasses.replace(kp.sparsebert_loss(), labels=1.0)  # all terms; rows of one to eight tokens
     close(after(loss), after(loss, accumulate=parts), 2e-6)
+
+
+def test_parts_of_a_batch_of_answers_have_its_own_loss_and_gradient():
+    batch = batch_of(0)
+    ends = batch["attention_mask"].sum(axis=1, keepdims=True)
+    batch["labels"] = (np.random.default_rng(1).random((12, 2)) * ends).astype(np.int32)  # places of real tokens
+    options = dict(config=CONFIG.replace(head="span", labels=()), batch=batch)
+    loss = dataclasses.replace(kp.sparsebert_loss(), labels=1.0)
+    close(after(loss, **options), after(loss, **options, accumulate=3), 2e-6)
 
 
 def test_rows_that_cannot_be_cut_are_named():
