@@ -151,6 +151,7 @@ def line_chart(
         if any(math.isfinite(y) for _, y in points):
             kept.append(line._replace(points=points if line.errors else thin(points)))
     xs = [x for line in kept for x, _ in line.points]
+    xs += [mark.x for mark in marks if mark.x is not None and mark.y is not None and math.isfinite(mark.x)]
     ys = [y for line in kept if not line.right for _, y in line.points if math.isfinite(y)]
     if not ys:
         return f'<p class="none">{escape(title)}: nothing was recorded.</p>'

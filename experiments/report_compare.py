@@ -10,6 +10,7 @@ from pathlib import Path
 from experiments import report_text as words
 from experiments.charts import Line, Mark, Point, line_chart
 from experiments.mask_pictures import kinds
+from experiments.published import published
 from experiments.report_data import METHODS, Run, Setting, group_runs, number, spread
 from experiments.report_html import bullets, page, paragraphs, section, table
 
@@ -100,8 +101,10 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
 
 def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]], colours: dict[str, str]) -> list[str]:
     found: dict[tuple[str, str, str], dict[str, list[Point]]] = {}
+    dense: dict[tuple[str, str, str], list[float]] = {}
     for setting, methods in groups.items():
         for method, members in methods.items():
+            dense.setdefault(setting[:3], []).extend(run.figure("dense") for run in members)
             point = (
                 spread([run.figure("sparsity", "encoder") for run in members]).mean,
                 spread([run.figure("pruned") for run in members]).mean,
@@ -109,10 +112,19 @@ def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]], colours: dic
             found.setdefault(setting[:3], {}).setdefault(method, []).append(point)
     return [
         line_chart(
-            [Line(method, sorted(points), colours[method], dots=True) for method, points in methods.items()],
+            [
+                Line(
+                    method,
+                    [(0.0, spread(dense[task, metric, pattern]).mean), *sorted(points)],
+                    colours[method],
+                    dots=True,
+                )
+                for method, points in methods.items()
+            ],
             title=f"{metric} of the pruned model against sparsity, {task}, {pattern}",
             x_label="sparsity of the encoder's matrices",
             y_label=f"{metric}, {task}, {pattern}",
+            marks=[Mark(each.sparsity, each.score, f"{each.paper}, BERT-base") for each in published(task, metric)],
             ceiling=1.0,
         )
         for (task, metric, pattern), methods in found.items()

@@ -208,13 +208,16 @@ def _changes(run: Run) -> list[str]:
     recipe = "paper" if run.config.get("recipe") == "paper" else "best"
     task = run.task.removesuffix(HELD_OUT)
     usual = {name: _DEFAULTS.get(name) for name in _CHANGES} | vars(PRESETS[recipe].get(task, OWN_FILES[recipe]))
-    usual["loss_weights"] = None  # what is not given is the recipe's
     found = []
     for name in _CHANGES:
         value = run.config.get(name, usual[name])
         if name == "augment":
             value = value if run.figure("examples", "augmented") > 0 else None
-        if value != usual[name]:
+        if name == "loss_weights" and value is None:  # the recipe's
+            continue
+        if value is True:
+            found.append(name)
+        elif value != usual[name]:
             shown = f"{value:g}" if isinstance(value, float) else "none" if value in (None, "") else str(value)
             found.append(f"{name.replace('_', ' ')} {shown}")
     return found

@@ -13,6 +13,7 @@ import pytest
 from pages import Page
 
 from experiments.report import main, write_comparison, write_report
+from experiments.report_data import read_run
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.masks import MASKS, save_masks
 
@@ -199,6 +200,45 @@ def test_comparison(tmp_path):
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     assert "python -m experiments.glue --method dense" in table
     assert "fewer than three seeds" not in page.text
+
+
+def test_scores_by_sparsity_start_at_the_dense_model_and_have_the_papers_beside_them(tmp_path):
+    shares = ((0.8, 0.6), (0.95, 0.5))
+    runs = [
+        make_run(tmp_path / f"{share}", task="cola", metric="matthews_correlation", pruned=score,
+                 sparsity={"asked": share, "encoder": share, "all": share / 2})
+        for share, score in shares
+    ]  # fmt: skip
+    page = Page(write_comparison(tmp_path / "all", runs).read_text("utf-8"))
+    assert "SparseBERT, BERT-base" in page.text
+    assert "CoFi, BERT-base" in page.text
+    text = (tmp_path / "all" / "report.html").read_text("utf-8")
+    chart = text[text.index("Score against sparsity") : text.index("What each method removed where")]
+    assert chart.count('class="dot"') == 2 * 3  # the dense model and two sparsities, in two widths
+    assert chart.count('class="ring"') == 2 * 2
+    other = [make_run(tmp_path / f"other-{share}", sparsity={"asked": share, "encoder": share, "all": share / 2})
+             for share, _ in shares]  # fmt: skip
+    assert "BERT-base" not in Page(write_comparison(tmp_path / "others", other).read_text("utf-8")).text
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"recipe": "best", "target_at": 0.5}, "sparsebert"),
+        ({"recipe": "paper", "target_at": 1.0, "learning_rate": 3e-5, "schedule": "constant"},
+         "sparsebert, paper's recipe"),
+        ({"scores": "movement", "regrow": True, "temperature": 2.0},
+         "sparsebert, scores movement, regrow, temperature 2"),
+        ({"loss_weights": ""}, "sparsebert"),
+        ({"loss_weights": "labels=1"}, "sparsebert, loss weights labels=1"),
+        ({"loss_weights": None}, "sparsebert"),
+    ],
+)  # fmt: skip
+def test_runs_are_called_by_what_they_do_otherwise_than_the_recipe(tmp_path, config, name):
+    folder = make_run(tmp_path / "run")
+    settings = json.loads((folder / "config.json").read_text("utf-8")) | config
+    (folder / "config.json").write_text(json.dumps(settings), "utf-8")
+    assert read_run(folder).name == name
 
 
 def test_runs_with_augmented_rows_are_compared_with_those_without(tmp_path):
