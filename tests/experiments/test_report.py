@@ -226,7 +226,7 @@ def test_scores_by_sparsity_start_at_the_dense_model_and_have_the_papers_beside_
     [
         ({"recipe": "best", "target_at": 0.5}, "sparsebert"),
         ({"recipe": "paper", "target_at": 1.0, "learning_rate": 3e-5, "schedule": "constant"},
-         "sparsebert, paper's recipe"),
+         "sparsebert, paper's recipe, augment none"),
         ({"scores": "movement", "regrow": True, "temperature": 2.0},
          "sparsebert, scores movement, regrow, temperature 2"),
         ({"loss_weights": ""}, "sparsebert"),
