@@ -8,8 +8,8 @@ from experiments.transfer_settings import TransferSettings, couples_teacher, res
 from kaprune_jax._errors import InputError
 
 TEACHER = (
-    "task data_dir source train_file dev_file text label model hold_out limit_train seed dtype pooling max_length stride "
-    "lengths length_multiple batch_size evaluations teacher_steps teacher_epochs teacher_learning_rate "
+    "task data_dir source train_file dev_file text label model hold_out limit_train seed dtype pooling max_length "
+    "stride lengths length_multiple batch_size evaluations teacher_steps teacher_epochs teacher_learning_rate "
     "teacher_schedule warmup weight_decay"
 ).split()
 _OTHER = (
