@@ -1,5 +1,6 @@
 """What a run writes about itself: settings, environment, metrics, progress on the terminal."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 
 from experiments.augment_file import rows_digest
-from experiments.lock import hold
+from experiments.lock import Busy, check_free, hold
 from experiments.prepare import Prepared
 from experiments.settings import Settings
 from kaprune_jax._errors import InputError
@@ -103,7 +104,10 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
     Raises:
       InputError: the folder holds a run with other settings, another process is at work in it, or it cannot be written.
     """
-    if not (folder / "result.json").is_file():  # what is finished may be read by several at once
+    if (folder / "result.json").is_file():  # may be read by several at once; the lock of one that was killed goes
+        with contextlib.suppress(Busy):
+            check_free(folder)
+    else:
         hold(folder)
     program = Path(sys.argv[0]).stem
     module = f"experiments.{program}" if program in ("glue", "transfer") else settings.MODULE
