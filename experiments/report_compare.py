@@ -10,8 +10,9 @@ from pathlib import Path
 from experiments import report_text as words
 from experiments.charts import Line, Mark, Point, line_chart
 from experiments.mask_pictures import kinds
+from experiments.presets import METHODS
 from experiments.published import published
-from experiments.report_data import METHODS, Run, Setting, group_runs, number, spread
+from experiments.report_data import Run, Setting, group_runs, number, spread
 from experiments.report_html import bullets, page, paragraphs, section, table
 
 

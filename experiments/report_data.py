@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.presets import OWN_FILES, PRESETS
+from experiments.presets import METHODS, OWN_FILES, PRESETS
 from experiments.settings import Settings
 from experiments.source import HELD_OUT
 from experiments.transfer_settings import TransferSettings
 from kaprune_jax._errors import InputError
 from kaprune_jax._reading import as_object, inside, read_json, read_text
 
-METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "cofi", "dense")
 # May differ between the runs that one mean is taken over.
 _FREE = frozenset(
     "seed out command resume method teacher auxiliary_teacher study cell log_every augment_file mesh remat".split()

@@ -18,6 +18,13 @@ from kaprune_jax.prune.patterns import parse_pattern
 S = TypeVar("S", bound="Settings")
 
 LENGTHS = {"lengths": 4, "length_multiple": 8}
+TEACHER = (
+    "task data_dir source train_file dev_file text label model batch_size teacher_steps teacher_epochs "
+    "teacher_learning_rate teacher_schedule warmup weight_decay max_length stride lengths length_multiple hold_out "
+    "limit_train seed dtype pooling evaluations"
+).split()
+"""The settings that a run's teacher follows from."""
+_AROUND = "log_every out resume mesh distributed accumulate remat".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,12 +292,9 @@ def asks_questions(settings: Settings) -> bool:
 
 def teacher_settings(settings: Settings) -> Settings:
     """The settings of a run's teacher: those of pruning at their defaults, so that they may change on --resume."""
-    kept = (
-        "task data_dir source train_file dev_file text label model batch_size teacher_steps teacher_epochs "
-        "teacher_learning_rate teacher_schedule warmup weight_decay max_length stride lengths length_multiple hold_out "
-        "limit_train seed dtype pooling evaluations log_every out resume mesh distributed accumulate remat"
-    ).split()
-    return dataclasses.replace(Settings(), method="dense", **{name: getattr(settings, name) for name in kept})
+    return dataclasses.replace(
+        Settings(), method="dense", **{name: getattr(settings, name) for name in (*TEACHER, *_AROUND)}
+    )
 
 
 def parse(arguments: list[str] | None = None) -> Settings:

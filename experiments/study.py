@@ -6,7 +6,7 @@ FILE is JSON:
      "grids": [{"sparsity": [0.9, 0.95], "method": ["sparsebert", "logits"], "model": ["mini", "@first"], "seed": [0]}]}
 
 `base` has flags of the command, without dashes, for every cell; each grid is crossed out, and cells that two grids have
-in common are run once. `runs` are dense models fine-tuned before, by name; a flag that is "@NAME" means that model.
+in common are run once. `runs` are dense models fine-tuned before, by name; "@NAME" is one as a cell's model or teacher.
 Teachers are shared by the cells that have the same ones. Slices may run at the same time, on several machines with a
 common folder: cell k belongs to slice k modulo N. A grid that has grown since keeps the cells it has.
 """
@@ -35,6 +35,7 @@ Flags = dict[str, Any]
 ShouldStop = Callable[[], bool]
 
 _OURS = ("study", "cell", "out", "resume", "rank", "distributed")
+_MODELS = ("model", "teacher")
 _MOST_CELLS = 10_000
 _HEAVY = ("ckpt", "ckpt-after", "model-last")
 
@@ -60,18 +61,18 @@ class Kind(Generic[S]):
     Attributes:
       settings: the type of its settings.
       defaults: flags of every cell that does not say otherwise.
-      reduce: the flags of a cell without those that say nothing of it, so that equal cells are one.
       resolve: settings with every default filled in, checked.
       run: runs a cell: its settings, its folder, the study's folder.
       write: writes the report of the finished ones among the cells' folders, and gives its place.
+      reduce: the flags of a cell without those that say nothing of it, so that equal cells are one.
     """
 
     settings: type[S]
     defaults: Flags
-    reduce: Callable[[Flags], Flags]
     resolve: Callable[[S], S]
     run: Callable[[S, Path, Path, ShouldStop], None]
     write: Callable[[Path, list[Path]], Path]
+    reduce: Callable[[Flags], Flags] = lambda cell: cell
 
 
 def read_grid(file: str, kind: Kind[S]) -> Grid:
@@ -104,7 +105,7 @@ def read_grid(file: str, kind: Kind[S]) -> Grid:
         value = float(value) if float in kinds and type(value) is int else value
         if kinds and (not isinstance(value, kinds) or (bool not in kinds and isinstance(value, bool))):
             raise InputError(f"--study {file}: {name}={value!r} is no {' or '.join(each.__name__ for each in kinds)}")
-        if isinstance(value, str) and value.startswith("@") and value[1:] not in runs:
+        if name in _MODELS and str(value).startswith("@") and value[1:] not in runs:
             raise InputError(f"--study {file}: {name}={value!r}; runs has {', '.join(runs) or 'none'}")
         return value
 
@@ -119,6 +120,12 @@ def read_grid(file: str, kind: Kind[S]) -> Grid:
             flags = {**base, **dict(zip(grid, values, strict=True))}
             cell = kind.reduce({name: check(name, value) for name, value in flags.items()})
             cells.setdefault(json.dumps(cell, sort_keys=True), cell)
+    main = {field.name for field in dataclasses.fields(Settings)} - {"method"}
+    for run in runs.values():
+        if odd := [name for name in run if name not in main]:
+            raise InputError(f"--study {file}: {odd[0]!r} is no flag of a dense model of experiments.glue")
+        if str(run.get("model", "")).startswith("@"):
+            raise InputError(f"--study {file}: model={run['model']!r}; a run starts from no other run")
     first = {name: {key: check(key, value) for key, value in run.items()} for name, run in runs.items()}
     return Grid(Path(out), first, list(cells.values()))
 
@@ -168,15 +175,15 @@ def _resolve(kind: Kind[S], grid: Grid, file: str) -> list[S]:
     for name, flags in grid.runs.items():
         try:
             resolve(Settings(**{"method": "dense", **flags}))
-        except (InputError, TypeError) as error:
+        except InputError as error:
             raise InputError(f"--study {file}: run {name}: {error}") from None
     cells = grid.cells
     varied = sorted({name for cell in cells for name in cell if len({str(other.get(name)) for other in cells}) > 1})
     found = []
     for cell in cells:
-        flags = {name: _of_run(grid.out, value) for name, value in cell.items()}
+        models = {name: _of_run(grid.out, value) for name, value in cell.items() if name in _MODELS}
         try:
-            settings = kind.resolve(kind.settings(**{**kind.defaults, **flags}))
+            settings = kind.resolve(kind.settings(**{**kind.defaults, **cell, **models}))
         except InputError as error:
             raise InputError(f"--study {file}: cell {json.dumps(cell)}: {error}") from None
         name = "-".join(_short(cell[name]) for name in varied if name in cell) or "cell"

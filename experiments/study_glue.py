@@ -3,19 +3,14 @@
 import dataclasses
 from pathlib import Path
 
-from experiments.settings import Settings, resolve
-from experiments.study import Flags, Kind, ShouldStop, digest_of, make_once
-from experiments.study_transfer import TEACHER
+from experiments.settings import TEACHER, Settings, resolve, teacher_settings
+from experiments.study import Kind, ShouldStop, digest_of, make_once
 from kaprune_jax._errors import InputError
 
 
 def make_kind() -> Kind[Settings]:
     """How the cells of a study of the main job are run."""
-    return Kind(Settings, {"method": "sparsebert", "allow_weak_teacher": True}, _reduce, _resolve, _run, _write)
-
-
-def _reduce(cell: Flags) -> Flags:
-    return cell
+    return Kind(Settings, {"method": "sparsebert", "allow_weak_teacher": True}, _resolve, _run, _write)
 
 
 def _resolve(settings: Settings) -> Settings:
@@ -32,7 +27,6 @@ def _run(settings: Settings, folder: Path, out: Path, should_stop: ShouldStop) -
     from experiments.prepare import prepare
     from experiments.report import write_report
     from experiments.run import get_teacher, run_method
-    from experiments.settings import teacher_settings
     from experiments.source import load_task
     from experiments.structured import run_structured
 

@@ -3,15 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from experiments.settings import TEACHER
 from experiments.study import Flags, Kind, ShouldStop, digest, digest_of, make_once
 from experiments.transfer_settings import TransferSettings, couples_teacher, resolve
 from kaprune_jax._errors import InputError
 
-TEACHER = (
-    "task data_dir source train_file dev_file text label model hold_out limit_train seed dtype pooling max_length "
-    "stride lengths length_multiple batch_size evaluations teacher_steps teacher_epochs teacher_learning_rate "
-    "teacher_schedule warmup weight_decay"
-).split()
 _OTHER = (
     "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_rows auxiliary_seed data_dir source model dtype "
     "pooling max_length lengths length_multiple batch_size evaluations auxiliary_teacher_steps teacher_schedule warmup "
@@ -30,7 +26,7 @@ def make_kind() -> Kind[TransferSettings]:
     from experiments.report_study import write_study
 
     defaults: dict[str, Any] = {"allow_weak_teacher": True}
-    return Kind(TransferSettings, defaults, _reduce, _resolve, _run, write_study)
+    return Kind(TransferSettings, defaults, _resolve, _run, write_study, reduce=_reduce)
 
 
 def _reduce(cell: Flags) -> Flags:

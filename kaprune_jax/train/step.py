@@ -73,8 +73,9 @@ def at_large(masks: Masks, settled: Array) -> Masks:
 
 def masked_params(state: TrainState) -> Params:
     """The parameters as they would be delivered: without those that are removed but may come back."""
-    masks = get_masks(state.opt_state)
-    return state.params if masks is None else apply_masks(state.params, masks)
+    if optax.tree.get(state.opt_state, "settled") is None:  # nothing comes back
+        return state.params
+    return apply_masks(state.params, get_masks(state.opt_state))
 
 
 def split_projection(params: Params) -> tuple[Params, Params | None]:

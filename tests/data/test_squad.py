@@ -224,8 +224,6 @@ def test_files_that_are_none(tmp_path):
 
 def test_the_real_questions(shared):
     place = Path(shared) / "data" / "squad_v1.1"
-    if not place.is_dir():
-        pytest.skip("no squad_v1.1 among the real data here")
     data = load_squad_files(place / "train_subset-v1.1.json.gz", place / "dev-v1.1.json.gz", name="squad")
     assert (len(data.train.texts), len(data.dev.texts)) == (3838, 10570)
     for rows in (data.train, data.dev):

@@ -4,8 +4,10 @@ import json
 
 import jax
 import pytest
+from short_runs import QUICK
 
 import kaprune_jax as kp
+from experiments import glue
 from kaprune_jax.data.world import vocabulary, write_tokenizer
 from kaprune_jax.deploy.tokenizer import load_tokenizer
 from kaprune_jax.models.bert import init_params
@@ -57,3 +59,9 @@ def questions(tmp_path):
     for name, part in (("train", paragraphs), ("dev", paragraphs[::2])):
         (tmp_path / f"{name}.json").write_text(json.dumps({"data": [{"title": "", "paragraphs": part}]}), "utf-8")
     return ["--train-file", str(tmp_path / "train.json"), "--dev-file", str(tmp_path / "dev.json")]
+
+
+@pytest.fixture
+def run(tiny, files, tmp_path):
+    """Runs the main job on the tiny encoder; gives the exit code."""
+    return lambda *flags: glue.main(["--model", str(tiny), *files, "--out", str(tmp_path / "run"), *QUICK, *flags])

@@ -9,6 +9,7 @@ SIGNAL "none" it does not.
 import dataclasses
 import importlib
 import itertools
+import json
 import os
 import signal
 import socket
@@ -21,8 +22,20 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import load_file
 
+QUICK = ["--epochs", "6", "--teacher-epochs", "40", "--batch-size", "8", "--evaluations", "3", "--log-every", "5"]
+QUICK += ["--learning-rate", "3e-3", "--teacher-learning-rate", "3e-3", "--allow-weak-teacher"]
 SHORT = ["--steps", "12", "--teacher-steps", "8", "--batch-size", "8", "--evaluations", "2", "--log-every", "4"]
 SHORT += ["--allow-weak-teacher", "--updates", "4"]
+
+
+def lines(file: Path) -> list[dict]:
+    """The records of a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def tree_of(folder: Path) -> list[str]:
+    """Everything in a folder, by its path there."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def same(one: Path, two: Path, name: str = "model-last") -> None:

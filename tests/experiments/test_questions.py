@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from short_runs import lines
 
 import kaprune_jax as kp
 from experiments import export, glue, transfer
@@ -27,10 +28,6 @@ PASSAGE = "anna saw the owl . ben saw the robin . clara saw the cat . david saw 
 def run(tiny, questions, tmp_path):
     """Runs the command on the tiny encoder, which has 32 positions; gives the exit code."""
     return lambda *flags: glue.main(["--model", str(tiny), *questions, "--out", str(tmp_path / "run"), *QUICK, *flags])
-
-
-def lines(file):
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
 def result_of(folder):
@@ -255,8 +252,6 @@ def test_questions_are_not_coupled(questions, tmp_path, capsys, monkeypatch, fla
 
 def test_the_real_questions_in_windows(shared, tmp_path, capsys):
     place = shared / "data" / "squad_v1.1"
-    if not place.is_dir():
-        pytest.skip("no squad_v1.1 among the real data here")
     dev = json.loads(gzip.decompress((place / "dev-v1.1.json.gz").read_bytes()))
     dev["data"] = [{"paragraphs": dev["data"][0]["paragraphs"][:6]}]  # 2067 paragraphs take long without a GPU
     (tmp_path / "dev.json").write_text(json.dumps(dev))
