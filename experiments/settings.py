@@ -12,6 +12,7 @@ from experiments.presets import GIVEN_TASKS, METHODS, MICRO_TASKS, OWN_FILES, PR
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.squad import is_squad_file
 from kaprune_jax.models.layout import GATES
+from kaprune_jax.models.products import DTYPES
 from kaprune_jax.prune.magnitude import SCORES, Scores
 from kaprune_jax.prune.patterns import parse_pattern
 
@@ -153,7 +154,11 @@ class Settings:
     no_augment: bool = _flag("train on the task's own rows alone, whatever the recipe says", False)
     augment_file: str | None = _flag("where those rows are kept, or taken from [in the run folder]", None)
     seed: int = _flag("of order, dropout, new parameters and drawn rows, >= 0", 0)
-    dtype: str = _flag("of activations; parameters stay float32", "float32", choices=("float32", "bfloat16"))
+    dtype: str = _flag(
+        "of activations and products; mixed: float32 activations, products of bfloat16; parameters stay float32",
+        "float32",
+        choices=DTYPES,
+    )
     mesh: str | None = _flag(
         "devices, AXIS=N comma-separated: data (rows), fsdp (rows and parameters), model (matrices) [all accelerators "
         "on data]",

@@ -164,7 +164,8 @@ def make_apply(config: BertConfig, *, dtype: str = "float32", remat: bool = Fals
 
     Args:
       config: sizes and head.
-      dtype: "float32" or "bfloat16", the type of activations and matmuls; parameters keep theirs.
+      dtype: "float32" or "bfloat16", the type of activations and of what is multiplied, or "mixed", float32 activations
+        and products of bfloat16, as TPUs make them of float32; sums are float32, parameters keep their type.
       remat: for the gradient, keep what goes into each layer and compute the rest again: less memory, more time.
 
     Returns:

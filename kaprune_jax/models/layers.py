@@ -5,7 +5,7 @@ Devlin et al., 2019, arXiv:1810.04805. Post-layer-norm: x + sublayer(x), then La
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt32
 
 from kaprune_jax.models.config import BertConfig, LayerShape
+from kaprune_jax.models.products import activation_dtype, product_of, rounded_product
 
 
 @jax.custom_vjp
@@ -98,13 +99,21 @@ def _beside(vector: Array, x: Array) -> Array:
 
 def layer_norm(config: BertConfig, dtype: str, rngs: nnx.Rngs) -> LayerNorm:
     """The LayerNorm of a configuration."""
-    return LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
+    options: dict[str, Any] = {"epsilon": config.layer_norm_eps, "dtype": activation_dtype(dtype)}
+    return LayerNorm(config.hidden_size, use_fast_variance=False, rngs=rngs, **options)
 
 
 def linear(inputs: int, outputs: int, config: BertConfig, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear layer with BERT's initialisation: normal with `initializer_range`, bias zero."""
-    initializer = nnx.initializers.normal(config.initializer_range)
-    return nnx.Linear(inputs, outputs, kernel_init=initializer, dtype=dtype, rngs=rngs)
+    options: dict[str, Any] = {"kernel_init": nnx.initializers.normal(config.initializer_range), "rngs": rngs}
+    if dtype != "float32":
+        options["dot_general"] = _dot_general
+    return nnx.Linear(inputs, outputs, dtype=activation_dtype(dtype), **options)
+
+
+def _dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    """The product of a linear layer, as `nnx.Linear` calls it."""
+    return rounded_product(x, kernel)
 
 
 class Embeddings(nnx.Module):
@@ -114,7 +123,8 @@ class Embeddings(nnx.Module):
         initializer = nnx.initializers.normal(config.initializer_range)
 
         def table(rows: int) -> nnx.Embed:
-            return nnx.Embed(rows, config.hidden_size, embedding_init=initializer, dtype=dtype, rngs=rngs)
+            options: dict[str, Any] = {"embedding_init": initializer, "dtype": activation_dtype(dtype)}
+            return nnx.Embed(rows, config.hidden_size, rngs=rngs, **options)
 
         self.config = config
         self.word = table(config.vocab_size)
@@ -171,7 +181,7 @@ class SelfAttention(nnx.Module):
     """Multi-head self-attention; returns its output and the scaled scores before masking and softmax."""
 
     def __init__(self, config: BertConfig, heads: int, dtype: str, rngs: nnx.Rngs):
-        self.config, self.heads = config, heads
+        self.config, self.heads, self.product = config, heads, product_of(dtype)
         width = heads * config.head_size
         self.query = linear(config.hidden_size, width, config, dtype, rngs)
         self.key = linear(config.hidden_size, width, config, dtype, rngs)
@@ -194,11 +204,11 @@ class SelfAttention(nnx.Module):
 
         query = by_head(self.query(x) * jnp.asarray(size**-0.5, x.dtype))
         key, value = by_head(self.key(x)), by_head(self.value(x))
-        scores = query @ key.swapaxes(-1, -2)
+        scores = self.product(query, key.swapaxes(-1, -2))
         masked = jnp.where(attend[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(masked.astype(jnp.float32), axis=-1).astype(x.dtype)
         weights = dropout(weights, self.config.attention_probs_dropout_prob, rngs)
-        context = weights @ value
+        context = self.product(weights, value)
         if gate is not None:
             context = context * gate[None, :, None, None].astype(context.dtype)
         context = context.transpose(0, 2, 1, 3).reshape(batch, seq, heads * size)

@@ -1,0 +1,61 @@
+"""Matrix products whose factors are bfloat16 and whose sums are float32, forward and backward.
+
+What TPUs do with float32 by default, written out: a CPU with AVX-512 BF16 or AMX, and a GPU, multiply bfloat16 several
+times as fast, but XLA takes its slow path on CPUs wherever the outcome is bfloat16 too, and ignores precisions there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+DTYPES = ("float32", "bfloat16", "mixed")
+
+
+def activation_dtype(dtype: str) -> str:
+    """The type of activations of a `DTYPES` name: "mixed" has float32 activations and bfloat16 factors."""
+    return "float32" if dtype == "mixed" else dtype
+
+
+def product_of(dtype: str) -> Callable[[Array, Array], Array]:
+    """The product of a `DTYPES` name."""
+    return jnp.matmul if dtype == "float32" else rounded_product
+
+
+@jax.custom_vjp
+def rounded_product(x: Float[Array, "*batch m k"], y: Float[Array, "*#batch k n"]) -> Float[Array, "*batch m n"]:
+    """x @ y with both rounded to bfloat16, summed in float32; the outcome has the type of x.
+
+    Its gradient rounds the cotangent too. y has two dimensions, or all of x's. Reverse mode only.
+    """
+    return _times(x, y, x.dtype)
+
+
+def _forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+    short = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    return _times(*short, x.dtype), (*short, jnp.empty(0, x.dtype), jnp.empty(0, y.dtype))
+
+
+def _backward(kept: tuple[Array, Array, Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, y, like_x, like_y = kept
+    for_x = _times(gradient, y.swapaxes(-1, -2), like_x.dtype)
+    if y.ndim == 2:
+        x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return for_x, _times(x.swapaxes(-1, -2), gradient, like_y.dtype)
+
+
+rounded_product.defvjp(_forward, _backward)
+
+
+def _times(x: Array, y: Array, dtype: Any) -> Array:
+    """The product itself. Hardware that sums bfloat16 products in float32 by itself is left to it."""
+    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+
+    def wide(x: Array, y: Array) -> Array:
+        return jnp.matmul(x, y, preferred_element_type=jnp.float32).astype(dtype)
+
+    if dtype != jnp.bfloat16:
+        return wide(x, y)
+    return jax.lax.platform_dependent(x, y, cpu=wide, default=jnp.matmul)
