@@ -28,14 +28,22 @@ class Cost(NamedTuple):
 
 
 class Peaks(NamedTuple):
-    """What this machine does at best: FLOP/s of a large product, bytes/s of a large copy, both counted."""
+    """What this machine does at best, counted.
+
+    Attributes:
+      flops: a second, of a large float32 product.
+      bytes: a second, of a large copy.
+      bfloat16: FLOPs a second of a large product of bfloat16 summed in float32.
+    """
 
     flops: float
     bytes: float
+    bfloat16: float
 
-    def seconds(self, parts: list[Cost]) -> float:
-        """The least time for parts that run one after the other, each bound by one of the two."""
-        return sum(max(part.flops / self.flops, part.bytes / self.bytes) for part in parts)
+    def seconds(self, parts: list[Cost], dtype: str = "float32") -> float:
+        """The least time for parts that run one after the other, each bound by its products or its traffic."""
+        flops = self.bfloat16 if dtype == "bfloat16" else self.flops
+        return sum(max(part.flops / flops, part.bytes / self.bytes) for part in parts)
 
 
 def linear_cost(inputs: int, outputs: int, stored: int, tokens: int, itemsize: int = 4) -> Cost:
@@ -74,10 +82,11 @@ def total(parts: list[Cost]) -> Cost:
 
 
 def probe_peaks(*, size: int = 2048, megabytes: int = 256, calls: int = 5) -> Peaks:
-    """Times a square float32 product and a copy; the best of some calls of each."""
+    """Times square products of both types and a copy; the best of some calls of each."""
     square = jnp.ones((size, size), jnp.float32)
     long = jnp.ones((megabytes << 18,), jnp.float32)
-    product, copy = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1.0)
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    copy = jax.jit(lambda a: a + 1.0)
 
     def best(function, array) -> float:
         jax.block_until_ready(function(array))
@@ -88,7 +97,8 @@ def probe_peaks(*, size: int = 2048, megabytes: int = 256, calls: int = 5) -> Pe
             seconds.append(time.perf_counter() - began)
         return min(seconds)
 
-    return Peaks(2.0 * size**3 / best(product, square), 2.0 * long.nbytes / best(copy, long))
+    wide, short = (2.0 * size**3 / best(product, square.astype(dtype)) for dtype in ("float32", "bfloat16"))
+    return Peaks(wide, 2.0 * long.nbytes / best(copy, long), short)
 
 
 def _packed_linear(part: PackedLinear, tokens: int, itemsize: int) -> Cost:

@@ -59,7 +59,8 @@ def write_page(report: dict[str, Any], file: Path) -> None:
     peaks = report["peaks"]
     machine = (
         f"{report['device']}, jax {report['versions'].get('jax')}, processors {report['processors']}; probed peaks "
-        f"{peaks['flops'] / 1e9:.0f} GFLOP/s and {peaks['bytes'] / 1e9:.1f} GB/s."
+        f"{peaks['flops'] / 1e9:.0f} GFLOP/s in float32, {peaks['bfloat16'] / 1e9:.0f} in bfloat16, "
+        f"{peaks['bytes'] / 1e9:.1f} GB/s."
     )
     command = f'<pre class="command">{escape(report["command"])}</pre>'
     parts = [section(name, table(HEADER, table_rows(rows))) for name, rows in _groups(report).items()]

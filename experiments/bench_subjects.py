@@ -149,7 +149,8 @@ def _rows(
         row |= {"error": errors[variant.name], **timings[variant.name].summary(), "others": others}
         row["contended"] = None if others is None else others > CONTENDED
         if variant.costs:
-            cost, least = total(list(variant.costs)), peaks.seconds(list(variant.costs))
+            dtype = (variant.about or {}).get("dtype", "float32")
+            cost, least = total(list(variant.costs)), peaks.seconds(list(variant.costs), dtype)
             row |= {"flops": cost.flops, "bytes": cost.bytes, "ceiling": base / least, "of_peak": least / row["median"]}
         rows.append(row | (variant.about or {}) | {"seconds": timings[variant.name].seconds})
     return rows

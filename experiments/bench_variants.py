@@ -18,6 +18,8 @@ from kaprune_jax.kernels.block_sparse.format import pack
 from kaprune_jax.models.bert import init_params, make_apply
 from kaprune_jax.models.config import BertConfig, LayerShape
 
+SIZES = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number."""
 NEAR = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest difference of logits that is allowed, as a fraction of the largest logit."""
 
@@ -61,26 +63,32 @@ def encoder_variants(
         call = lambda: jax.block_until_ready(compiled(held, *inputs))  # noqa: E731
         found.append(Variant(name, call, expected, NEAR[dtype], costs, about))
 
-    def add_compiled(name: str, config: BertConfig, params: Params, expected) -> None:
-        program = make_program(params, config, batch=batch, length=length, backend=backend)
-        packed = program.weights is not params
-        costs = packed_costs(program.weights, batch, length) if packed else dense_costs(config, batch, length)
-        add(name, program.function, program.weights, expected, costs)
+    def add_compiled(name: str, config: BertConfig, params: Params, expected, dtype: str = "float32") -> None:
+        program = make_program(params, config, batch=batch, length=length, backend=backend, dtype=dtype)
+        if program.weights is params:
+            costs = dense_costs(config, batch, length, SIZES[dtype])
+        else:
+            costs = packed_costs(program.weights, batch, length, SIZES[dtype])
+        name = name if dtype == "float32" else f"{name} {dtype}"
+        add(name, program.function, program.weights, expected, costs, dtype)
         found[-1].about["plan"] = [choice._asdict() for choice in program.plan]
 
-    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+    for dtype, size in SIZES.items():
         name = "dense" if dtype == "float32" else f"dense {dtype}"
         add(name, _logits(whole, dtype), dense, None, dense_costs(whole, batch, length, size), dtype)
     add_compiled("dense, compiled", whole, dense, None)
     name = "cut out" if config.is_shrunk else "zeros in place"
     add(name, _logits(config, "float32"), params, expected, dense_costs(config, batch, length))
-    add_compiled("compiled", config, params, expected)
+    for dtype in SIZES:
+        add_compiled("compiled", config, params, expected, dtype)
     if not config.is_shrunk:
         like = smaller_config(whole, kept)
         small = init_params(like, jax.random.key(seed))
         add("smaller dense", _logits(like, "float32"), small, None, dense_costs(like, batch, length))
-        add_compiled("smaller dense, compiled", like, small, None)
-        found[-1].about["layers"] = found[-2].about["layers"] = [[len(shape.heads), shape.ffn] for shape in like.layers]
+        for dtype in SIZES:
+            add_compiled("smaller dense, compiled", like, small, None, dtype)
+        for variant in found[-3:]:
+            variant.about["layers"] = [[len(shape.heads), shape.ffn] for shape in like.layers]
     return found
 
 

@@ -121,9 +121,9 @@ def make_program(
     if jax.default_backend() != "cpu":
         return Program(make_forward(config, dtype=dtype), weights, plan)
     rows = rows_at_once(batch, length)
-    if dtype == "float32" and config.is_shrunk and all(choice.path == "dense" for choice in plan):
+    if config.is_shrunk and all(choice.path == "dense" for choice in plan):
         # Cut down already, and nothing to skip: with tokens first, as the model has them, it is as fast or faster.
-        apply = make_apply(config)
+        apply = make_apply(config, dtype=dtype)
 
         def logits(weights: Params, *inputs: Array) -> Any:
             return apply(weights, *inputs).logits

@@ -67,7 +67,9 @@ def test_costs_by_hand(params):
     assert total(packed_costs(weights, 3, 10)).flops == total(parts).flops
     sparse, _ = pack_model(random_blocks(params, density=0.25), CONFIG, backend="xla")
     assert total(packed_costs(sparse, 3, 10)).flops < 0.6 * total(parts).flops
-    assert Peaks(10.0, 5.0).seconds([Cost(20.0, 5.0), Cost(1.0, 10.0)]) == 4.0
+    peaks = Peaks(10.0, 5.0, 20.0)
+    assert peaks.seconds([Cost(20.0, 5.0), Cost(1.0, 10.0)]) == 4.0
+    assert peaks.seconds([Cost(40.0, 5.0), Cost(1.0, 10.0)], "bfloat16") == 4.0
 
 
 def test_random_blocks_are_balanced(params):
@@ -117,8 +119,8 @@ def test_a_saved_model_is_measured(tiny, tmp_path, capsys):
         (name, batch)
         for batch in (1, 2)
         for name in (
-            *("dense", "dense bfloat16", "dense, compiled", "zeros in place", "compiled"),
-            *("smaller dense", "smaller dense, compiled"),
+            *("dense", "dense bfloat16", "dense, compiled", "zeros in place", "compiled", "compiled bfloat16"),
+            *("smaller dense", "smaller dense, compiled", "smaller dense, compiled bfloat16"),
         )
     ]
     for row in report["rows"]:
@@ -135,7 +137,11 @@ def _report(rows):
     times = dict.fromkeys(("median", "p10", "p90", "speedup_p10", "speedup_p90", "flops", "bytes", "of_peak"), 1.0)
     base = {"batch": 8, "error": 0.0, "contended": False, "ceiling": 9.0, **times}
     machine = {"device": "cpu", "versions": {}, "processors": 2, "command": "bench"}
-    return {**machine, "peaks": {"flops": 1.0, "bytes": 1.0}, "rows": [{**base, **row} for row in rows]}
+    return {
+        **machine,
+        "peaks": {"flops": 1.0, "bytes": 1.0, "bfloat16": 1.0},
+        "rows": [{**base, **row} for row in rows],
+    }
 
 
 def test_saved_models_are_drawn_as_score_against_speed(tmp_path):
