@@ -69,7 +69,7 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
     names = "batch_size warmup weight_decay max_length limit_train hold_out dtype seed evaluations".split()
     if planned.target_step:
         names += "recipe schedule epochs epochs_over steps learning_rate augment".split()
-        names += "scope scores regrow student target_at sparsity_schedule updates".split()
+        names += "scope scores regrow student target_at initial_sparsity sparsity_schedule updates".split()
     if method == "cofi":
         names += "gates before after gate_learning_rate gate_start dual_learning_rate penalty stiffness".split()
         names += "train_embeddings prune_vocabulary".split()
@@ -114,11 +114,14 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
     peak = settings.teacher_learning_rate if dense else settings.learning_rate
     assert peak is not None
     steps = count_steps(prepared, dense=dense)
+    schedule = None if dense else _schedule(method, settings, steps)
     shape = settings.teacher_schedule if dense else settings.schedule
-    rate = learning_rate(peak, steps=steps, schedule=shape, warmup=settings.warmup)  # pyright: ignore[reportArgumentType]
+    hold = schedule.end if schedule is not None and shape == "hold" else 0
+    falling = "constant" if shape == "constant" else "linear"
+    rate = learning_rate(peak, steps=steps, schedule=falling, warmup=settings.warmup, hold=hold)
     optimizer = adamw(rate, weight_decay=settings.weight_decay)
     params = prepared.start.params
-    if dense:
+    if schedule is None:
         return Plan("teacher", params, hard_labels_loss(), _extra(optimizer), rate, steps, 0, ())
     objective, notes = make_objective(method, settings, prepared.start, teacher)
     student = "teacher" if method == "prune-finetuned" else settings.student
@@ -134,7 +137,6 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
         widths = (prepared.start.config.hidden_size, teacher.config.hidden_size)
         key = jax.random.fold_in(jax.random.key(settings.seed), 1)
         params = {**params, PROJECTION: init_projection(*widths, key)}
-    schedule = _schedule(method, settings, steps)
     tx = optax.chain(
         optimizer,
         magnitude_pruning(
@@ -181,7 +183,8 @@ def _schedule(method: str, settings: Settings, steps: int) -> PruningSchedule:
     if method == "prune-then-finetune":
         return PruningSchedule(settings.sparsity, 0, 1, shape="one-shot")
     end = min(steps, max(1, round(settings.target_at * steps)))
-    return PruningSchedule(settings.sparsity, 0, end, shape=settings.sparsity_schedule)  # pyright: ignore[reportArgumentType]
+    options: dict[str, Any] = {"initial": settings.initial_sparsity, "shape": settings.sparsity_schedule}
+    return PruningSchedule(settings.sparsity, 0, end, **options)
 
 
 def make_objective(

@@ -20,7 +20,9 @@ _FREE = frozenset(
 )
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TransferSettings)}
 # What else runs of one method may be compared by.
-_CHANGES = "augment student target_at sparsity_schedule scope scores regrow loss_weights temperature".split()
+_CHANGES = (
+    "augment student target_at initial_sparsity sparsity_schedule scope scores regrow loss_weights temperature".split()
+)
 _CHANGES += "schedule warmup learning_rate".split()
 # Say nothing of a run without auxiliary tasks.
 _COUPLED = frozenset(_DEFAULTS) - {field.name for field in dataclasses.fields(Settings)}

@@ -79,6 +79,7 @@ class Settings:
     sparsity_schedule: str = _flag(
         "how the sparsity rises until then", "cubic", choices=("cubic", "linear", "one-shot")
     )
+    initial_sparsity: float = _flag("fraction it rises from, gone with the first mask update, in [0, sparsity]", 0.0)
     updates: int = _flag("mask updates until then, a number >= 1", 100)
     epochs: float | None = _flag("passes over the training rows while pruning, > 0 [by task and recipe]", None)
     epochs_over: str | None = _flag(
@@ -87,7 +88,11 @@ class Settings:
     steps: int | None = _flag("optimizer steps while pruning, >= 1 [from --epochs]", None)
     teacher_steps: int | None = _flag("optimizer steps while fine-tuning the teacher, >= 1 [from its epochs]", None)
     learning_rate: float | None = _flag("highest learning rate while pruning, > 0 [by task and recipe]", None)
-    schedule: str | None = _flag("of the learning rate while pruning [by recipe]", None, choices=("constant", "linear"))
+    schedule: str | None = _flag(
+        "of the learning rate while pruning; hold: constant until the sparsity is reached, then linear [by recipe]",
+        None,
+        choices=("constant", "linear", "hold"),
+    )
     warmup: float = _flag("fraction of the steps with a rising learning rate, in [0, 1)", 0.0)
     weight_decay: float = _flag("decoupled weight decay, >= 0", 0.01)
     batch_size: int | None = _flag("rows per step, >= 1 [by task]", None)

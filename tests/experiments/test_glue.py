@@ -79,6 +79,17 @@ def test_other_scores_and_starts_deliver_the_sparsity(run, tmp_path, flags):
     assert f"scores {flags[1]}" in table
 
 
+def test_the_rate_is_held_and_the_sparsity_rises_from_where_it_is_told(run, tmp_path):
+    flags = ["--schedule", "hold", "--initial-sparsity", "0.5", "--updates", "5", "--log-every", "1"]
+    assert run("--method", "sparsebert", "--sparsity", "0.8", *flags) == 0
+    rows = [row for row in lines(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    rates, asked = [row["learning_rate"] for row in rows], [row["sparsity"]["asked"] for row in rows]
+    assert len(set(rates[:15])) == 1
+    assert rates[15] == rates[0] > rates[16] > rates[-1] > 0.0  # the sparsity is reached with step 15 of 30
+    assert asked[:2] == [0.0, 0.0]
+    assert asked[2] == pytest.approx(0.8 - 0.3 * 0.8**3, abs=0.01)  # the first of five updates
+
+
 def test_several_methods_share_a_teacher_and_get_a_folder_each(run, tmp_path):
     assert run("--method", "sparsebert,hard-labels", "--pattern", "2:4") == 0
     assert tree_of(tmp_path / "run")[0] == "hard-labels"
