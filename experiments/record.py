@@ -114,7 +114,9 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
     config = dataclasses.asdict(settings) | details
     config["command"] = shlex.join(["python", "-m", module, *sys.argv[1:]])
     if _has_begun(folder):
-        old, before = read_json(folder / "config.json"), read_json(folder / "env.json")
+        # A flag that a later version brought had its default.
+        old = {field.name: field.default for field in dataclasses.fields(settings)} | read_json(folder / "config.json")
+        before = read_json(folder / "env.json")
         different = [name for name in config if name not in _FREE and old.get(name) != config[name]]
         given = [name for name in different if name not in (*details, *_FOUND)]
         if given:
