@@ -70,6 +70,10 @@ def test_a_finished_run_is_left_as_it_is_and_another_is_not_gone_on_with(run, fi
     after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert before.keys() == after.keys()
     assert [path.name for path in before if before[path] != after[path]] == []
+    made = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))
+    del made["initial_sparsity"]  # as of a version that did not have it
+    (tmp_path / "run" / "config.json").write_text(json.dumps(made), "utf-8")
+    assert run(*flags, "--resume") == 0
     capsys.readouterr()
     assert run(*flags, "--resume", "--seed", "1") == 2
     assert "was started with --seed 0, now 1" in capsys.readouterr().err
