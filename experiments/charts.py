@@ -1,8 +1,10 @@
 """Charts as inline SVG, lines in a wide and a narrow form, of which the style sheet shows one. No script."""
 
 import math
+import re
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 Point = tuple[float, float]
@@ -176,6 +178,26 @@ def line_chart(
         if line.name
     )
     return f'<figure class="chart"><ul class="legend">{legend}</ul>{drawings}</figure>'
+
+
+def as_file(figure: str) -> str:
+    """A chart of `line_chart` as an SVG file of its own, its legend below, for a README or a slide."""
+    wide = re.search(r'<svg class="wide" role="img" viewBox="0 0 (\d+) (\d+)">(.*?)</svg>', figure, re.DOTALL)
+    assert wide is not None
+    width, height = int(wide[1]), int(wide[2])
+    names = re.findall(r'<span class="swatch ([^"]*)"></span>(.*?)</li>', figure)
+    style = Path(__file__).with_name("report.css").read_text("utf-8")
+    rows = "".join(
+        f'<g class="{line}"><circle class="dot" cx="60" cy="{height + 20 * row + 8}" r="5"/></g>'
+        f'<text class="tick" x="74" y="{height + 20 * row + 12}">{name}</text>'
+        for row, (line, name) in enumerate(names)
+    )
+    size = f'viewBox="0 0 {width} {height + 20 * len(names) + 8}"'
+    ground = '<rect width="100%" height="100%" style="fill: var(--surface)"/>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" {size}>'
+        f"<style>\n{style}</style>{ground}{wide[3]}{rows}</svg>\n"
+    )
 
 
 def dot_chart(dots: Sequence[Dot], *, title: str, label: str) -> str:

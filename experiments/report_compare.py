@@ -3,12 +3,13 @@
 import itertools
 import math
 import os
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from experiments import report_text as words
-from experiments.charts import Line, Mark, Point, line_chart
+from experiments.charts import Line, Mark, Point, as_file, line_chart
 from experiments.mask_pictures import kinds
 from experiments.presets import METHODS
 from experiments.published import published
@@ -25,10 +26,10 @@ def comparison_page(runs: Sequence[Run], folder: Path) -> str:
     """
     groups = group_runs(runs)
     tasks = list(dict.fromkeys(setting.task for setting in groups))
-    methods = sorted({run.name for run in runs}, key=_rank)
+    methods = _methods(runs)
     title = f"{', '.join(tasks)}: {len(methods)} method{'s' * (len(methods) > 1)} in {len(runs)} runs"
     colours = colours_of(methods)
-    pruned = {setting: inner for setting, inner in groups.items() if set(inner) != {"dense"}} or groups
+    pruned = _pruned(groups)
     curves = [
         f"<h3>{escape(words.name_setting(key))}</h3>{_overlay(key, inner, colours)}" for key, inner in pruned.items()
     ]
@@ -37,11 +38,29 @@ def comparison_page(runs: Sequence[Run], folder: Path) -> str:
         f"{bullets(words.comparisons(runs))}{paragraphs(words.caveats(runs), 'notice')}</header>\n"
         + section("Methods", *(_table(task, runs) for task in tasks), paragraphs(words.below_table(runs), "note"))
         + section("Score against step", *curves)
-        + section("Score against sparsity", *_score_by_sparsity(pruned, colours))
+        + section("Score against sparsity", *_score_by_sparsity(pruned, colours).values())
         + section("What each method removed where", _where(pruned))
         + section("Runs", _list(runs, folder))
     )
     return page(title, body, "broad")
+
+
+def sparsity_pictures(runs: Sequence[Run]) -> dict[str, str]:
+    """Score against sparsity as SVG files, by name; of tasks with a method at several sparsities."""
+    found = _score_by_sparsity(_pruned(group_runs(runs)), colours_of(_methods(runs)))
+    return {
+        re.sub(r"[^a-z0-9]+", "-", f"sparsity-{task}-{pattern}".lower()) + ".svg": as_file(figure)
+        for (task, _, pattern), figure in found.items()
+    }
+
+
+def _methods(runs: Sequence[Run]) -> list[str]:
+    return sorted({run.name for run in runs}, key=_rank)
+
+
+def _pruned(groups: dict[Setting, dict[str, list[Run]]]) -> dict[Setting, dict[str, list[Run]]]:
+    """The groups without those of dense models alone, if there are others."""
+    return {setting: inner for setting, inner in groups.items() if set(inner) != {"dense"}} or groups
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -100,7 +119,10 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
     return [(x, sum(value[x] for value in values) / len(values)) for x in sorted(shared)]
 
 
-def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]], colours: dict[str, str]) -> list[str]:
+def _score_by_sparsity(
+    groups: dict[Setting, dict[str, list[Run]]], colours: dict[str, str]
+) -> dict[tuple[str, str, str], str]:
+    """A chart for each task, metric and pattern."""
     found: dict[tuple[str, str, str], dict[str, list[Point]]] = {}
     dense: dict[tuple[str, str, str], list[float]] = {}
     for setting, methods in groups.items():
@@ -111,8 +133,8 @@ def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]], colours: dic
                 spread([run.figure("pruned") for run in members]).mean,
             )
             found.setdefault(setting[:3], {}).setdefault(method, []).append(point)
-    return [
-        line_chart(
+    return {
+        (task, metric, pattern): line_chart(
             [
                 Line(
                     method,
@@ -130,7 +152,7 @@ def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]], colours: dic
         )
         for (task, metric, pattern), methods in found.items()
         if any(len(points) > 1 for points in methods.values())
-    ]
+    }
 
 
 def _where(groups: dict[Setting, dict[str, list[Run]]]) -> str:

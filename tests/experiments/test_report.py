@@ -7,6 +7,7 @@ import re
 import struct
 import zlib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -216,6 +217,10 @@ def test_scores_by_sparsity_start_at_the_dense_model_and_have_the_papers_beside_
     chart = text[text.index("Score against sparsity") : text.index("What each method removed where")]
     assert chart.count('class="dot"') == 2 * 3  # the dense model and two sparsities, in two widths
     assert chart.count('class="ring"') == 2 * 2
+    drawn = ElementTree.parse(tmp_path / "all" / "sparsity-cola-element.svg").getroot()
+    assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+    words = [text for part in drawn.iter("{http://www.w3.org/2000/svg}text") for text in part.itertext()]
+    assert {"SparseBERT, BERT-base", "sparsebert", "sparsity of the encoder's matrices"} <= set(words)
     other = [make_run(tmp_path / f"other-{share}", sparsity={"asked": share, "encoder": share, "all": share / 2})
              for share, _ in shares]  # fmt: skip
     assert "BERT-base" not in Page(write_comparison(tmp_path / "others", other).read_text("utf-8")).text
