@@ -25,7 +25,7 @@ from kaprune_jax.distill.objective import (
     sparsebert_loss,
 )
 from kaprune_jax.models.bert import PRUNABLE, param_shapes
-from kaprune_jax.prune.magnitude import magnitude_pruning
+from kaprune_jax.prune.magnitude import Scores, magnitude_pruning
 from kaprune_jax.prune.schedules import PruningSchedule
 from kaprune_jax.train.optimizer import adamw, learning_rate
 from kaprune_jax.train.step import PROJECTION
@@ -80,11 +80,19 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
         names.append("stride")
     if settings.teacher is None:  # fine-tuned by the run itself
         names += "teacher_steps teacher_epochs teacher_learning_rate teacher_schedule".split()
-    made = {name: getattr(settings, name) for name in names} | planned.details | {"data": prepared.data.fingerprint}
+    made = {name: getattr(settings, name) for name in names} | planned.details
+    if "scores" in made:
+        made["scores"] = scores_of(method, settings)
+    made |= {"data": prepared.data.fingerprint}
     if planned.objective.needs_teacher or method == "prune-finetuned" or (settings.augment and planned.target_step):
         assert teacher is not None
         made["teacher"] = {"name": short_name(settings.teacher or "fine-tuned"), "sha256": teacher.fingerprint}
     return made
+
+
+def scores_of(method: str, settings: Settings) -> Scores:
+    """What is ranked: at once, before any training, magnitudes, since no gradients have been gathered."""
+    return "magnitude" if method == "prune-then-finetune" or settings.scores is None else settings.scores
 
 
 def short_name(model: str) -> str:
@@ -145,7 +153,7 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
             prunable=PRUNABLE,
             pattern=settings.pattern,
             scope=settings.scope,  # pyright: ignore[reportArgumentType]
-            scores=settings.scores,
+            scores=scores_of(method, settings),
             regrow=settings.regrow,
         ),
     )

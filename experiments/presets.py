@@ -8,6 +8,8 @@ from its like: small sets as MRPC, large ones as QNLI. Teachers are the same in 
 import dataclasses
 from typing import Literal, get_args
 
+from kaprune_jax.prune.magnitude import Scores
+
 Recipe = Literal["best", "paper"]
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 
@@ -25,6 +27,7 @@ class Preset:
       max_length: tokens of a row, special tokens included.
       schedule: of the learning rate while pruning.
       target_at: fraction of the run at which the sparsity is reached.
+      scores: what the smallest of are removed.
       augment: tries per training row at a new one; None for none.
       epochs_over: the rows of an epoch: the task's "own", or "all", with the augmented ones.
       loss_weights: changes to those of sparsebert.
@@ -38,6 +41,7 @@ class Preset:
     max_length: int = 128
     schedule: Literal["constant", "linear"] = "linear"
     target_at: float = 0.5
+    scores: Scores = "sensitivity"
     augment: int | None = None
     epochs_over: Literal["own", "all"] = "own"
     loss_weights: str = ""
@@ -51,6 +55,7 @@ def _paper(preset: Preset, epochs: float, augment: int | None) -> Preset:
         learning_rate=3e-5,
         schedule="constant",
         target_at=1.0,
+        scores="magnitude",
         loss_weights="",
         augment=augment,
         epochs_over="all",
@@ -58,9 +63,9 @@ def _paper(preset: Preset, epochs: float, augment: int | None) -> Preset:
 
 
 _BEST = {
-    "micro-rte": Preset(100.0, 1e-3, 30.0, 5e-4, max_length=64),
-    "micro-nli": Preset(15.0, 1e-3, 12.0, 5e-4, max_length=64),
-    "micro-sst": Preset(60.0, 1e-3, 10.0, 5e-4, max_length=64),
+    "micro-rte": Preset(100.0, 1e-3, 30.0, 5e-4, max_length=64, scores="magnitude"),
+    "micro-nli": Preset(15.0, 1e-3, 12.0, 5e-4, max_length=64, scores="magnitude"),
+    "micro-sst": Preset(60.0, 1e-3, 10.0, 5e-4, max_length=64, scores="magnitude"),
     "cola": Preset(10.0, 5e-4, 4.0, 1e-4),
     "mnli": Preset(4.0, 5e-4, 1.0, 1e-4),
     "mrpc": Preset(15.0, 5e-4, 5.0, 1e-4),

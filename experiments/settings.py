@@ -63,10 +63,10 @@ class Settings:
     )
     pattern: str = _flag("element, block-RxC (R inputs by C outputs), block-RxC-balanced or N:M", "element")
     scope: str = _flag("rank weights within each matrix, or over all", "matrix", choices=("matrix", "global"))
-    scores: Scores = _flag(
+    scores: Scores | None = _flag(
         "the smallest of which are removed: magnitude (of weights), movement (away from zero) or sensitivity (of the "
-        "loss)",
-        "magnitude",
+        "loss) [by task and recipe]",
+        None,
         choices=SCORES,
     )
     regrow: bool = _flag("let removed weights come back until the sparsity is reached", False)

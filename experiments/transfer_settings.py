@@ -104,7 +104,7 @@ def resolve(settings: TransferSettings) -> TransferSettings:
         raise InputError(f"{what}: answering questions is not coupled with other tasks; use experiments.glue")
     if "squad" in settings.auxiliary.split(","):
         raise InputError(f"--auxiliary {settings.auxiliary}: squad is for experiments.glue; another task is needed")
-    resolved = resolve_main(dataclasses.replace(with_lengths(settings, LENGTHS), no_augment=True))
+    resolved = resolve_main(dataclasses.replace(with_lengths(settings, LENGTHS), no_augment=True, scores="magnitude"))
     if resolved.task in names:
         raise InputError(f"--auxiliary {settings.auxiliary}: {resolved.task} is the target; another task is needed")
     if settings.train_file is not None and settings.train_file in _files(settings):

@@ -25,12 +25,19 @@ def product_of(dtype: str) -> Callable[[Array, Array], Array]:
     return jnp.matmul if dtype == "float32" else rounded_product
 
 
-@jax.custom_vjp
 def rounded_product(x: Float[Array, "*batch m k"], y: Float[Array, "*#batch k n"]) -> Float[Array, "*batch m n"]:
     """x @ y with both rounded to bfloat16, summed in float32; the outcome has the type of x.
 
-    Its gradient rounds the cotangent too. y has two dimensions, or all of x's. Reverse mode only.
+    Its gradient rounds the cotangent too. y has two dimensions, or all of x's. Reverse mode only. Among several devices
+    products that are bfloat16 throughout are left to them.
     """
+    if x.dtype == y.dtype == jnp.bfloat16 and jax.device_count() > 1:
+        return jnp.matmul(x, y)
+    return _rounded(x, y)
+
+
+@jax.custom_vjp
+def _rounded(x: Array, y: Array) -> Array:
     return _times(x, y, x.dtype)
 
 
@@ -47,7 +54,7 @@ def _backward(kept: tuple[Array, Array, Array, Array], gradient: Array) -> tuple
     return for_x, _times(_transposed(x), gradient, like_y.dtype)
 
 
-rounded_product.defvjp(_forward, _backward)
+_rounded.defvjp(_forward, _backward)
 
 
 def _transposed(x: Float[Array, "*batch m k"]) -> Float[Array, "*batch k m"]:

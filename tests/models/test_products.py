@@ -18,7 +18,15 @@ def rounded(x) -> np.ndarray:
     return np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float64)
 
 
+@pytest.fixture(params=[1, 8], ids=["one device", "several"])
+def devices(request, monkeypatch) -> int:
+    """How many devices there seem to be."""
+    monkeypatch.setattr("jax.device_count", lambda: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("shapes", [((3, 5, 48), (48, 7)), ((2, 3, 5, 16), (2, 3, 16, 9)), ((5, 16), (16, 4))])
+@pytest.mark.usefixtures("devices")
 def test_factors_are_rounded_and_sums_are_not(rng, shapes):
     x, y = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
     outcome, back = jax.vjp(rounded_product, x, y)
@@ -34,6 +42,7 @@ def test_factors_are_rounded_and_sums_are_not(rng, shapes):
     assert {outcome.dtype, for_x.dtype, for_y.dtype} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.usefixtures("devices")
 def test_bfloat16_in_gives_bfloat16(rng):
     x, y = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((3, 5, 48), (48, 7)))
     outcome, back = jax.vjp(rounded_product, x, y)
@@ -42,16 +51,24 @@ def test_bfloat16_in_gives_bfloat16(rng):
     np.testing.assert_allclose(outcome.astype(jnp.float32), rounded(x) @ rounded(y), rtol=2**-8, atol=1e-2)
 
 
-def test_cpus_multiply_bfloat16_into_float32():
+def test_cpus_multiply_bfloat16_into_float32(devices):
     x, y = jnp.ones((8, 16), jnp.bfloat16), jnp.ones((16, 4), jnp.bfloat16)
     for factors in ((x, y), (x.astype(jnp.float32), y)):
-        lowered = jax.jit(rounded_product).lower(*factors).as_text()
-        assert "(tensor<8x16xbf16>, tensor<16x4xbf16>) -> tensor<8x4xf32>" in lowered
+        lowered = jax.jit(lambda x, y: rounded_product(x, y)).lower(*factors).as_text()
+        wide = "(tensor<8x16xbf16>, tensor<16x4xbf16>) -> tensor<8x4xf32>" in lowered
+        assert wide == (devices == 1 or factors[0].dtype == jnp.float32)
 
 
+def test_a_transpose_is_written_out_before_its_product(devices):
+    x, y = jnp.ones((8, 16)), jnp.ones((16, 4))
+    backward = jax.jit(jax.grad(lambda y: rounded_product(x, y).sum())).lower(y).as_text()
+    assert ("LayoutConstraint" in backward) == (devices == 1)
+
+
+@pytest.mark.usefixtures("devices")
 def test_other_devices_sum_by_themselves():
     x, y = jnp.ones((8, 16), jnp.bfloat16), jnp.ones((16, 4), jnp.bfloat16)
-    lowered = jax.jit(rounded_product).trace(x, y).lower(lowering_platforms=("tpu",)).as_text()
+    lowered = jax.jit(lambda x, y: rounded_product(x, y)).trace(x, y).lower(lowering_platforms=("tpu",)).as_text()
     assert "-> tensor<8x4xbf16>" in lowered
     assert "f32" not in lowered
 
