@@ -23,7 +23,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from experiments.lock import Busy, hold, release
 from experiments.settings import Settings
@@ -101,7 +101,7 @@ def read_grid(file: str, kind: Kind[S]) -> Grid:
     def check(name: str, value: Any) -> Any:
         if name not in allowed:
             raise InputError(f"--study {file}: {name!r} is no flag of this command, or one that a cell cannot have")
-        kinds = tuple(each for each in (get_args(allowed[name]) or (allowed[name],)) if isinstance(each, type))
+        kinds = _types(allowed[name])
         value = float(value) if float in kinds and type(value) is int else value
         if kinds and (not isinstance(value, kinds) or (bool not in kinds and isinstance(value, bool))):
             raise InputError(f"--study {file}: {name}={value!r} is no {' or '.join(each.__name__ for each in kinds)}")
@@ -128,6 +128,15 @@ def read_grid(file: str, kind: Kind[S]) -> Grid:
             raise InputError(f"--study {file}: model={run['model']!r}; a run starts from no other run")
     first = {name: {key: check(key, value) for key, value in run.items()} for name, run in runs.items()}
     return Grid(Path(out), first, list(cells.values()))
+
+
+def _types(hint: Any) -> tuple[type, ...]:
+    """The types that a flag's values may have; of a choice that of the choices."""
+    if get_origin(hint) is Literal:
+        return tuple({type(choice) for choice in get_args(hint)})
+    if arguments := get_args(hint):
+        return tuple(kind for argument in arguments for kind in _types(argument))
+    return (hint,)
 
 
 def read_slice(text: str | None) -> tuple[int, int]:
