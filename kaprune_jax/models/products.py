@@ -26,12 +26,12 @@ def product_of(dtype: str) -> Callable[[Array, Array], Array]:
 
 
 def rounded_product(x: Float[Array, "*batch m k"], y: Float[Array, "*#batch k n"]) -> Float[Array, "*batch m n"]:
-    """x @ y with both rounded to bfloat16, summed in float32; the outcome has the type of x.
+    """x @ y with both rounded to bfloat16, summed in float32; both and the outcome are of one type.
 
     Its gradient rounds the cotangent too. y has two dimensions, or all of x's. Reverse mode only. Among several devices
     products that are bfloat16 throughout are left to them.
     """
-    if x.dtype == y.dtype == jnp.bfloat16 and jax.device_count() > 1:
+    if x.dtype == jnp.bfloat16 and jax.device_count() > 1:
         return jnp.matmul(x, y)
     return _rounded(x, y)
 
@@ -41,17 +41,17 @@ def _rounded(x: Array, y: Array) -> Array:
     return _times(x, y, x.dtype)
 
 
-def _forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+def _forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
     short = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    return _times(*short, x.dtype), (*short, jnp.empty(0, x.dtype), jnp.empty(0, y.dtype))
+    return _times(*short, x.dtype), short
 
 
-def _backward(kept: tuple[Array, Array, Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, y, like_x, like_y = kept
-    for_x = _times(gradient, _transposed(y), like_x.dtype)
+def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    (x, y), dtype = kept, gradient.dtype
+    for_x = _times(gradient, _transposed(y), dtype)
     if y.ndim == 2:
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return for_x, _times(_transposed(x), gradient, like_y.dtype)
+    return for_x, _times(_transposed(x), gradient, dtype)
 
 
 _rounded.defvjp(_forward, _backward)

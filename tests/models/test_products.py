@@ -53,7 +53,7 @@ def test_bfloat16_in_gives_bfloat16(rng):
 
 def test_cpus_multiply_bfloat16_into_float32(devices):
     x, y = jnp.ones((8, 16), jnp.bfloat16), jnp.ones((16, 4), jnp.bfloat16)
-    for factors in ((x, y), (x.astype(jnp.float32), y)):
+    for factors in ((x, y), (x.astype(jnp.float32), y.astype(jnp.float32))):
         lowered = jax.jit(lambda x, y: rounded_product(x, y)).lower(*factors).as_text()
         wide = "(tensor<8x16xbf16>, tensor<16x4xbf16>) -> tensor<8x4xf32>" in lowered
         assert wide == (devices == 1 or factors[0].dtype == jnp.float32)
