@@ -1,11 +1,11 @@
 """Charts as inline SVG, lines in a wide and a narrow form, of which the style sheet shows one. No script."""
 
+import itertools
 import math
-import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Point = tuple[float, float]
 _MOST_POINTS = 300
@@ -121,7 +121,39 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def line_chart(
+class Chart(NamedTuple):
+    """A chart in two widths, with what its legend names: CSS class and text."""
+
+    wide: tuple[Frame, str]
+    narrow: tuple[Frame, str]
+    legend: list[tuple[str, str]]
+
+    def figure(self) -> str:
+        """For a page, whose style sheet shows one of the two."""
+        names = "".join(f'<li><span class="swatch {style}"></span>{escape(text)}</li>' for style, text in self.legend)
+        drawn = "".join(
+            f'<svg class="{name}" role="img" viewBox="0 0 {frame.width} {frame.height}">{parts}</svg>'
+            for name, (frame, parts) in (("wide", self.wide), ("narrow", self.narrow))
+        )
+        return f'<figure class="chart"><ul class="legend">{names}</ul>{drawn}</figure>'
+
+    def file(self) -> str:
+        """An SVG file of its own, the legend below, for a README or a slide."""
+        frame, parts = self.wide
+        names = "".join(
+            f'<g class="{style}"><circle class="dot" cx="60" cy="{y}" r="5"/></g>{_text(74, y + 4, text, "start")}'
+            for y, (style, text) in zip(itertools.count(frame.height + 8, 20), self.legend, strict=False)
+        )
+        style = Path(__file__).with_name("report.css").read_text("utf-8")
+        size = f'width="{frame.width}" viewBox="0 0 {frame.width} {frame.height + 20 * len(self.legend) + 8}"'
+        ground = '<rect width="100%" height="100%" style="fill: var(--surface)"/>'
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size}><style>\n{style}</style>'
+            f"{ground}{parts}{names}</svg>\n"
+        )
+
+
+def draw_lines(
     lines: Sequence[Line],
     *,
     title: str,
@@ -132,8 +164,8 @@ def line_chart(
     log_x: bool = False,
     marks: Sequence[Mark] = (),
     ceiling: float = math.inf,
-) -> str:
-    """A chart with its legend, or a sentence where there is nothing to draw.
+) -> Chart | None:
+    """A chart, or None where there is nothing to draw.
 
     Args:
       lines: what to draw; those of the right axis are fractions in [0, 1], shown in percent.
@@ -156,7 +188,7 @@ def line_chart(
     xs += [mark.x for mark in marks if mark.x is not None and mark.y is not None and math.isfinite(mark.x)]
     ys = [y for line in kept if not line.right for _, y in line.points if math.isfinite(y)]
     if not ys:
-        return f'<p class="none">{escape(title)}: nothing was recorded.</p>'
+        return None
     ys += [end for line in kept for x, low, high in _bars(line) for end in (low, high)]
     ys += [mark.y for mark in marks if mark.y is not None and math.isfinite(mark.y) and (mark.y > 0 or not log)]
     x_range, y_range = (
@@ -165,39 +197,20 @@ def line_chart(
     )
     if max(ys) <= ceiling:
         y_range = y_range[0], min(y_range[1], ceiling)
-    drawings = "".join(
-        _draw(
-            Frame(width, height, 52, 50 if right_label else 18, x_range, y_range, log, log_x), kept, marks, name, labels
-        )
-        for width, height, name in ((720, 320, "wide"), (360, 290, "narrow"))
-        for labels in [(title, x_label, y_label, right_label)]
-    )
-    legend = "".join(
-        f'<li><span class="swatch {line.style}{" soft" if line.area else ""}"></span>{escape(line.name)}</li>'
-        for line in kept
-        if line.name
-    )
-    return f'<figure class="chart"><ul class="legend">{legend}</ul>{drawings}</figure>'
+    labels = (title, x_label, y_label, right_label)
+    frames = [
+        Frame(width, height, 52, 50 if right_label else 18, x_range, y_range, log, log_x)
+        for width, height in ((720, 320), (360, 290))
+    ]
+    wide, narrow = ((frame, _draw(frame, kept, marks, labels)) for frame in frames)
+    names = [(f"{line.style}{' soft' if line.area else ''}", line.name) for line in kept if line.name]
+    return Chart(wide, narrow, names)
 
 
-def as_file(figure: str) -> str:
-    """A chart of `line_chart` as an SVG file of its own, its legend below, for a README or a slide."""
-    wide = re.search(r'<svg class="wide" role="img" viewBox="0 0 (\d+) (\d+)">(.*?)</svg>', figure, re.DOTALL)
-    assert wide is not None
-    width, height = int(wide[1]), int(wide[2])
-    names = re.findall(r'<span class="swatch ([^"]*)"></span>(.*?)</li>', figure)
-    style = Path(__file__).with_name("report.css").read_text("utf-8")
-    rows = "".join(
-        f'<g class="{line}"><circle class="dot" cx="60" cy="{height + 20 * row + 8}" r="5"/></g>'
-        f'<text class="tick" x="74" y="{height + 20 * row + 12}">{name}</text>'
-        for row, (line, name) in enumerate(names)
-    )
-    size = f'viewBox="0 0 {width} {height + 20 * len(names) + 8}"'
-    ground = '<rect width="100%" height="100%" style="fill: var(--surface)"/>'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{width}" {size}>'
-        f"<style>\n{style}</style>{ground}{wide[3]}{rows}</svg>\n"
-    )
+def line_chart(lines: Sequence[Line], *, title: str, **options: Any) -> str:
+    """What `draw_lines` draws, for a page, or a sentence where there is nothing to draw."""
+    chart = draw_lines(lines, title=title, **options)
+    return f'<p class="none">{escape(title)}: nothing was recorded.</p>' if chart is None else chart.figure()
 
 
 def dot_chart(dots: Sequence[Dot], *, title: str, label: str) -> str:
@@ -231,7 +244,7 @@ def _pad(low: float, high: float, *, share: float, log: bool = False) -> tuple[f
     return low - (high - low) * share, high + (high - low) * share
 
 
-def _draw(frame: Frame, lines: Sequence[Line], marks: Sequence[Mark], name: str, labels: tuple[str, ...]) -> str:
+def _draw(frame: Frame, lines: Sequence[Line], marks: Sequence[Mark], labels: tuple[str, ...]) -> str:
     title, x_label, y_label, right_label = labels
     edge, floor = frame.width - frame.right, frame.floor
     parts = [f"<title>{escape(title)}</title>"]
@@ -241,7 +254,7 @@ def _draw(frame: Frame, lines: Sequence[Line], marks: Sequence[Mark], name: str,
         parts.append(_text(frame.left - 7, y + 4, short(value), "end"))
     own = sorted({x for line in lines for x, _ in line.points})
     own = own if len(own) <= 7 else log_ticks(*frame.x)
-    for value in own if frame.log_x else ticks(*frame.x, count=4 if name == "narrow" else 7):
+    for value in own if frame.log_x else ticks(*frame.x, count=4 if frame.width < 500 else 7):
         parts.append(_text(frame.to_x(value), floor + 17, short(value), "middle"))
     parts.append(f'<path class="axis" d="M{frame.left} {floor}H{edge}"/>')
     parts.append(_text((frame.left + edge) / 2, frame.height - 5, x_label, "middle"))
@@ -252,8 +265,7 @@ def _draw(frame: Frame, lines: Sequence[Line], marks: Sequence[Mark], name: str,
             parts.append(_text(edge + 7, frame.to_y(value, right=True) + 4, f"{value:.0%}", "start"))
     parts += [_line(frame, line) for line in lines]
     parts += [_mark(frame, mark) for mark in marks]
-    size = f'viewBox="0 0 {frame.width} {frame.height}"'
-    return f'<svg class="{name}" role="img" {size}>{"".join(parts)}</svg>'
+    return "".join(parts)
 
 
 def _bars(line: Line) -> list[tuple[float, float, float]]:

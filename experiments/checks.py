@@ -76,7 +76,13 @@ def check(settings: "Settings") -> None:
         raise InputError(f"--augment {settings.augment} does not go with --method dense: a teacher labels the new rows")
     loss_weights(settings.loss_weights or "")
     gate_names(settings.gates)
+    if settings.initial_sparsity and settings.sparsity_schedule == "one-shot":
+        raise InputError(
+            f"--initial-sparsity {settings.initial_sparsity} does not go with --sparsity-schedule one-shot"
+        )
     if "cofi" in settings.methods:
+        if settings.initial_sparsity:
+            raise InputError(f"--initial-sparsity {settings.initial_sparsity} does not go with --method cofi")
         if settings.schedule == "hold":
             raise InputError("--schedule hold does not go with --method cofi; allowed there: constant, linear")
         if settings.recipe == "paper":

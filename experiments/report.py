@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.mask_pictures import study
-from experiments.report_compare import comparison_page, sparsity_pictures
+from experiments.report_compare import comparison
 from experiments.report_data import Run, find_runs, read_run
 from experiments.report_html import run_page
 from experiments.report_text import markdown
@@ -44,7 +44,8 @@ def write_report(run_folder: str | os.PathLike[str], *, out: str | os.PathLike[s
 def write_comparison(folder: str | os.PathLike[str], run_folders: Sequence[str | os.PathLike[str]]) -> Path:
     """Writes `report.html` and `table.md` of several runs, of one or more methods, seeds, tasks and sparsities.
 
-    Where a method has several sparsities, `sparsity-TASK-PATTERN.svg` has the score against them as a file of its own.
+    Where a method has several sparsities, `sparsity-TASK-METRIC-PATTERN.svg` has the score against them, a file of its
+    own.
 
     Args:
       folder: where to; made if it is not there.
@@ -59,8 +60,7 @@ def write_comparison(folder: str | os.PathLike[str], run_folders: Sequence[str |
     runs = [read_run(Path(place)) for place in run_folders]
     if not runs:
         raise InputError(f"{folder}: no run folders to compare; at least one is needed")
-    texts = {"table.md": markdown(runs), "report.html": comparison_page(runs, Path(folder))}
-    write_files(Path(folder), texts | sparsity_pictures(runs))
+    write_files(Path(folder), {"table.md": markdown(runs), **comparison(runs, Path(folder))})
     return Path(folder) / "report.html"
 
 

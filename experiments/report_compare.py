@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from experiments import report_text as words
-from experiments.charts import Line, Mark, Point, as_file, line_chart
+from experiments.charts import Chart, Line, Mark, Point, draw_lines, line_chart
 from experiments.mask_pictures import kinds
 from experiments.presets import METHODS
 from experiments.published import published
@@ -17,8 +17,8 @@ from experiments.report_data import Run, Setting, group_runs, number, spread
 from experiments.report_html import bullets, page, paragraphs, section, table
 
 
-def comparison_page(runs: Sequence[Run], folder: Path) -> str:
-    """The page of several runs.
+def comparison(runs: Sequence[Run], folder: Path) -> dict[str, str]:
+    """Files of several runs by name: the page, and scores against sparsity where a method has several of them.
 
     Args:
       runs: what `read_run` gives, at least one.
@@ -26,10 +26,11 @@ def comparison_page(runs: Sequence[Run], folder: Path) -> str:
     """
     groups = group_runs(runs)
     tasks = list(dict.fromkeys(setting.task for setting in groups))
-    methods = _methods(runs)
+    methods = sorted({run.name for run in runs}, key=_rank)
     title = f"{', '.join(tasks)}: {len(methods)} method{'s' * (len(methods) > 1)} in {len(runs)} runs"
     colours = colours_of(methods)
-    pruned = _pruned(groups)
+    pruned = {setting: inner for setting, inner in groups.items() if set(inner) != {"dense"}} or groups
+    charts = _score_by_sparsity(pruned, colours)
     curves = [
         f"<h3>{escape(words.name_setting(key))}</h3>{_overlay(key, inner, colours)}" for key, inner in pruned.items()
     ]
@@ -38,29 +39,11 @@ def comparison_page(runs: Sequence[Run], folder: Path) -> str:
         f"{bullets(words.comparisons(runs))}{paragraphs(words.caveats(runs), 'notice')}</header>\n"
         + section("Methods", *(_table(task, runs) for task in tasks), paragraphs(words.below_table(runs), "note"))
         + section("Score against step", *curves)
-        + section("Score against sparsity", *_score_by_sparsity(pruned, colours).values())
+        + section("Score against sparsity", *(chart.figure() for chart in charts.values()))
         + section("What each method removed where", _where(pruned))
         + section("Runs", _list(runs, folder))
     )
-    return page(title, body, "broad")
-
-
-def sparsity_pictures(runs: Sequence[Run]) -> dict[str, str]:
-    """Score against sparsity as SVG files, by name; of tasks with a method at several sparsities."""
-    found = _score_by_sparsity(_pruned(group_runs(runs)), colours_of(_methods(runs)))
-    return {
-        re.sub(r"[^a-z0-9]+", "-", f"sparsity-{task}-{pattern}".lower()) + ".svg": as_file(figure)
-        for (task, _, pattern), figure in found.items()
-    }
-
-
-def _methods(runs: Sequence[Run]) -> list[str]:
-    return sorted({run.name for run in runs}, key=_rank)
-
-
-def _pruned(groups: dict[Setting, dict[str, list[Run]]]) -> dict[Setting, dict[str, list[Run]]]:
-    """The groups without those of dense models alone, if there are others."""
-    return {setting: inner for setting, inner in groups.items() if set(inner) != {"dense"}} or groups
+    return {"report.html": page(title, body, "broad")} | {name: chart.file() for name, chart in charts.items()}
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -119,10 +102,8 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
     return [(x, sum(value[x] for value in values) / len(values)) for x in sorted(shared)]
 
 
-def _score_by_sparsity(
-    groups: dict[Setting, dict[str, list[Run]]], colours: dict[str, str]
-) -> dict[tuple[str, str, str], str]:
-    """A chart for each task, metric and pattern."""
+def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]], colours: dict[str, str]) -> dict[str, Chart]:
+    """A chart for each task, metric and pattern, by the name of its file."""
     found: dict[tuple[str, str, str], dict[str, list[Point]]] = {}
     dense: dict[tuple[str, str, str], list[float]] = {}
     for setting, methods in groups.items():
@@ -133,26 +114,20 @@ def _score_by_sparsity(
                 spread([run.figure("pruned") for run in members]).mean,
             )
             found.setdefault(setting[:3], {}).setdefault(method, []).append(point)
-    return {
-        (task, metric, pattern): line_chart(
-            [
-                Line(
-                    method,
-                    [(0.0, spread(dense[task, metric, pattern]).mean), *sorted(points)],
-                    colours[method],
-                    dots=True,
-                )
-                for method, points in methods.items()
-            ],
+    charts = {}
+    for (task, metric, pattern), methods in found.items():
+        start = (0.0, spread(dense[task, metric, pattern]).mean)
+        chart = draw_lines(
+            [Line(name, [start, *sorted(points)], colours[name], dots=True) for name, points in methods.items()],
             title=f"{metric} of the pruned model against sparsity, {task}, {pattern}",
             x_label="sparsity of the encoder's matrices",
             y_label=f"{metric}, {task}, {pattern}",
             marks=[Mark(each.sparsity, each.score, f"{each.paper}, BERT-base") for each in published(task, metric)],
             ceiling=1.0,
         )
-        for (task, metric, pattern), methods in found.items()
-        if any(len(points) > 1 for points in methods.values())
-    }
+        if chart is not None and any(len(points) > 1 for points in methods.values()):
+            charts[re.sub(r"[^a-z0-9]+", "-", f"sparsity-{task}-{metric}-{pattern}".lower()) + ".svg"] = chart
+    return charts
 
 
 def _where(groups: dict[Setting, dict[str, list[Run]]]) -> str:

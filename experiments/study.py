@@ -104,7 +104,8 @@ def read_grid(file: str, kind: Kind[S]) -> Grid:
         kinds = _types(allowed[name])
         value = float(value) if float in kinds and type(value) is int else value
         if kinds and (not isinstance(value, kinds) or (bool not in kinds and isinstance(value, bool))):
-            raise InputError(f"--study {file}: {name}={value!r} is no {' or '.join(each.__name__ for each in kinds)}")
+            names = ["null" if each is type(None) else each.__name__ for each in kinds]
+            raise InputError(f"--study {file}: {name}={value!r} is no {' or '.join(names)}")
         if name in _MODELS and str(value).startswith("@") and value[1:] not in runs:
             raise InputError(f"--study {file}: {name}={value!r}; runs has {', '.join(runs) or 'none'}")
         return value

@@ -47,6 +47,14 @@ def same(one: Path, two: Path, name: str = "model-last") -> None:
         np.testing.assert_array_equal(value == 0, second[key] == 0, err_msg=key)
 
 
+def same_bits(one: Path, two: Path) -> None:
+    """The same models to the bit, and the same evaluations."""
+    for name in ("model", "model-last"):
+        assert (one / name / "model.safetensors").read_bytes() == (two / name / "model.safetensors").read_bytes()
+    first, second = ([row for row in lines(folder / "metrics.jsonl") if row["kind"] == "eval"] for folder in (one, two))
+    assert first == second
+
+
 class Ended(NamedTuple):
     """How a process ended: its exit code, what it said, and how many seconds after the first of all."""
 

@@ -54,6 +54,8 @@ def refused(tmp_path, capsys, monkeypatch):
         (["--target-at", "0"], ["--target-at 0.0", "(0, 1]"]),
         (["--initial-sparsity", "0.96"], ["--initial-sparsity 0.96", "--sparsity 0.95"]),
         (["--initial-sparsity", "nan"], ["--initial-sparsity nan"]),
+        (["--initial-sparsity", "0.5", "--method", "cofi"], ["--initial-sparsity 0.5", "cofi"]),
+        (["--initial-sparsity", "0.5", "--sparsity-schedule", "one-shot"], ["--initial-sparsity 0.5", "one-shot"]),
         (["--schedule", "hold", "--method", "cofi"], ["--schedule hold", "constant, linear"]),
         (["--temperature", "0"], ["--temperature 0.0"]),
         (["--schedule", "cosine"], ["--schedule", "'cosine'", "constant"]),

@@ -217,7 +217,7 @@ def test_scores_by_sparsity_start_at_the_dense_model_and_have_the_papers_beside_
     chart = text[text.index("Score against sparsity") : text.index("What each method removed where")]
     assert chart.count('class="dot"') == 2 * 3  # the dense model and two sparsities, in two widths
     assert chart.count('class="ring"') == 2 * 2
-    drawn = ElementTree.parse(tmp_path / "all" / "sparsity-cola-element.svg").getroot()
+    drawn = ElementTree.parse(tmp_path / "all" / "sparsity-cola-matthews-correlation-element.svg").getroot()
     assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
     words = [text for part in drawn.iter("{http://www.w3.org/2000/svg}text") for text in part.itertext()]
     assert {"SparseBERT, BERT-base", "sparsebert", "sparsity of the encoder's matrices"} <= set(words)
