@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of activations")
     given = parser.parse_args()
     counts = [int(count) for count in given.devices.split(",")]
-    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(max(counts) if given.kind == "cpu" else 1)}
+    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(max(counts))}  # products are as on so many
     environment |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_ID": "0"}
     os.environ.update(environment | {"TPU_WORKER_HOSTNAMES": "localhost"})
     what = "v5e chips" if given.kind == "tpu" else "simulated CPU devices"

@@ -28,10 +28,10 @@ def product_of(dtype: str) -> Callable[[Array, Array], Array]:
 def rounded_product(x: Float[Array, "*batch m k"], y: Float[Array, "*#batch k n"]) -> Float[Array, "*batch m n"]:
     """x @ y with both rounded to bfloat16, summed in float32; both and the outcome are of one type.
 
-    Its gradient rounds the cotangent too. y has two dimensions, or all of x's. Reverse mode only. Among several devices
-    products that are bfloat16 throughout are left to them.
+    Its gradient rounds the cotangent too. y has two dimensions, or all of x's. Reverse mode only. Accelerators sum in
+    float32 by themselves, so products that are bfloat16 throughout are left to them, and to CPUs that stand for some.
     """
-    if x.dtype == jnp.bfloat16 and jax.device_count() > 1:
+    if x.dtype == jnp.bfloat16 and not _is_one_cpu():
         return jnp.matmul(x, y)
     return _rounded(x, y)
 
@@ -47,7 +47,7 @@ def _forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    (x, y), dtype = kept, gradient.dtype
+    (x, y), dtype, gradient = kept, gradient.dtype, gradient.astype(jnp.bfloat16)
     for_x = _times(gradient, _transposed(y), dtype)
     if y.ndim == 2:
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
@@ -57,27 +57,20 @@ def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]
 _rounded.defvjp(_forward, _backward)
 
 
+def _times(x: Array, y: Array, dtype: Any) -> Array:
+    short = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    return jnp.matmul(*short, preferred_element_type=jnp.float32).astype(dtype)
+
+
 def _transposed(x: Float[Array, "*batch m k"]) -> Float[Array, "*batch k m"]:
     """The transpose. On a CPU that of a matrix is written out: the product of a view of it is half as fast there.
 
     Not among several devices, where the partitioner would first gather what it is told to write out.
     """
-
-    def written_out(x: Array) -> Array:
-        return with_layout_constraint(x.T, Layout((0, 1)))
-
-    if x.ndim > 2 or jax.device_count() > 1:
+    if x.ndim > 2 or not _is_one_cpu():
         return x.swapaxes(-1, -2)
-    return jax.lax.platform_dependent(x, cpu=written_out, default=jnp.transpose)
+    return with_layout_constraint(x.T, Layout((0, 1)))
 
 
-def _times(x: Array, y: Array, dtype: Any) -> Array:
-    """The product itself. Hardware that sums bfloat16 products in float32 by itself is left to it."""
-    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-
-    def wide(x: Array, y: Array) -> Array:
-        return jnp.matmul(x, y, preferred_element_type=jnp.float32).astype(dtype)
-
-    if dtype != jnp.bfloat16:
-        return wide(x, y)
-    return jax.lax.platform_dependent(x, y, cpu=wide, default=jnp.matmul)
+def _is_one_cpu() -> bool:
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
