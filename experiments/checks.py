@@ -21,6 +21,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "learning_rate": (math.ulp(0.0), 1e9, "a number > 0"),
     "teacher_learning_rate": (math.ulp(0.0), 1e9, "a number > 0"),
     "warmup": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
+    "dropout": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
     "weight_decay": (0.0, 1e9, "a number >= 0"),
     "before": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
     "after": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),

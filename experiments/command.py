@@ -67,9 +67,9 @@ def run_command(read: Callable[[], S], run: Callable[[S, Stop], None], arguments
 
     stop = Stop()
     given = [flag for flag in (arguments if arguments is not None else sys.argv[1:]) if flag != "--resume"]
-    if "--out" not in " ".join(given):
-        given += ["--out", str(settings.out)]
-    again = f"to go on: python -m {settings.MODULE} {shlex.join(given)} --resume"
+    if settings.study is None:  # which goes on by itself
+        given += ["--resume"] if "--out" in " ".join(given) else ["--out", str(settings.out), "--resume"]
+    again = f"to go on: python -m {settings.MODULE} {shlex.join(given)}"
     known = True  # to every process, each of which then ends by itself
     try:
         run(settings, stop)

@@ -244,7 +244,8 @@ def make_team(
                 key = jax.random.fold_in(jax.random.key(settings.seed), 1 + 10 * number)
                 widths = (start.config.hidden_size, fine_tuned.config.hidden_size)
                 parts[name][PROJECTION] = init_projection(*widths, key)
-        tasks[name] = Task(make_forward(prepared, start.config), objective, aim)
+        apply = make_forward(prepared, start.config, dropout=settings.dropout if teacher is not None else None)
+        tasks[name] = Task(apply, objective, aim)
     if first:
         encoder = {name: part for name, part in first["model"].items() if name not in HEADS}
         parts[target]["model"] = {**prepared.start.params, **encoder}

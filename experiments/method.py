@@ -11,7 +11,7 @@ import jax
 import optax
 
 from experiments.prepare import Prepared
-from experiments.settings import Settings, loss_weights_of
+from experiments.settings import Settings, dropout_of, loss_weights_of
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.model import Model
@@ -69,7 +69,7 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
     names = "batch_size warmup weight_decay max_length limit_train hold_out dtype seed evaluations".split()
     if planned.target_step:
         names += "recipe schedule epochs epochs_over steps learning_rate augment".split()
-        names += "scope scores regrow student target_at initial_sparsity sparsity_schedule updates".split()
+        names += "dropout scope scores regrow student target_at initial_sparsity sparsity_schedule updates".split()
     if method == "cofi":
         names += "gates before after gate_learning_rate gate_start dual_learning_rate penalty stiffness".split()
         names += "train_embeddings prune_vocabulary".split()
@@ -82,7 +82,7 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
         names += "teacher_steps teacher_epochs teacher_learning_rate teacher_schedule".split()
     made = {name: getattr(settings, name) for name in names} | planned.details
     if "scores" in made:
-        made["scores"] = scores_of(method, settings)
+        made["scores"], made["dropout"] = scores_of(method, settings), dropout_of(method, settings)
     made |= {"data": prepared.data.fingerprint}
     if planned.objective.needs_teacher or method == "prune-finetuned" or (settings.augment and planned.target_step):
         assert teacher is not None

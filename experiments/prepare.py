@@ -225,9 +225,11 @@ def _find_augmented(settings: Settings, data: TaskData, proposer: Model) -> Augm
     return None
 
 
-def make_forward(prepared: Prepared, config: BertConfig) -> Callable[..., BertOutput]:
-    """The forward pass of a model in a run: its type of activations, its devices, what it computes again."""
+def make_forward(prepared: Prepared, config: BertConfig, *, dropout: float | None = None) -> Callable[..., BertOutput]:
+    """The forward pass of a model in a run: its dropout, type of activations, devices, what it computes again."""
     settings = prepared.settings
+    if dropout is not None:
+        config = config.replace(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     apply = make_apply(config, dtype=settings.dtype, remat=settings.remat)
     return apply if prepared.mesh is None else on_mesh(apply, prepared.mesh)
 

@@ -28,6 +28,7 @@ class Preset:
       schedule: of the learning rate while pruning.
       target_at: fraction of the run at which the sparsity is reached.
       scores: what the smallest of are removed.
+      dropout: of the student; None for what its configuration says.
       augment: tries per training row at a new one; None for none.
       epochs_over: the rows of an epoch: the task's "own", or "all", with the augmented ones.
       loss_weights: changes to those of sparsebert.
@@ -42,6 +43,7 @@ class Preset:
     schedule: Literal["constant", "linear"] = "linear"
     target_at: float = 0.5
     scores: Scores = "sensitivity"
+    dropout: float | None = 0.0
     augment: int | None = None
     epochs_over: Literal["own", "all"] = "own"
     loss_weights: str = ""
@@ -56,6 +58,7 @@ def _paper(preset: Preset, epochs: float, augment: int | None) -> Preset:
         schedule="constant",
         target_at=1.0,
         scores="magnitude",
+        dropout=None,
         loss_weights="",
         augment=augment,
         epochs_over="all",

@@ -23,7 +23,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TransferS
 _CHANGES = (
     "augment student target_at initial_sparsity sparsity_schedule scope scores regrow loss_weights temperature".split()
 )
-_CHANGES += "schedule warmup learning_rate".split()
+_CHANGES += "schedule warmup learning_rate dropout".split()
 # Say nothing of a run without auxiliary tasks.
 _COUPLED = frozenset(_DEFAULTS) - {field.name for field in dataclasses.fields(Settings)}
 _COUPLED -= {"coupling", "init_from", "vote_rate"}
@@ -214,7 +214,7 @@ def _changes(run: Run) -> list[str]:
         value = run.config.get(name, usual[name])
         if name == "augment":
             value = value if run.figure("examples", "augmented") > 0 else None
-        if name == "loss_weights" and value is None:  # the recipe's
+        if name in ("loss_weights", "dropout") and value is None:  # the recipe's
             continue
         if value is True:
             found.append(name)

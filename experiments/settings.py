@@ -94,6 +94,9 @@ class Settings:
         choices=("constant", "linear", "hold"),
     )
     warmup: float = _flag("fraction of the steps with a rising learning rate, in [0, 1)", 0.0)
+    dropout: float | None = _flag(
+        "of the student while pruning, in [0, 1) [by task and recipe; the model's own for cofi and where coupled]", None
+    )
     weight_decay: float = _flag("decoupled weight decay, >= 0", 0.01)
     batch_size: int | None = _flag("rows per step, >= 1 [by task]", None)
     teacher_epochs: float | None = _flag("passes while fine-tuning the teacher, > 0 [by task]", None)
@@ -227,7 +230,8 @@ def resolve(settings: S) -> S:
     settings = with_lengths(settings, LENGTHS)
     preset = vars(preset_of(settings))
     filled = {name: value for name, value in preset.items() if getattr(settings, name) is None}
-    filled.pop("loss_weights", None)  # those of one method, for `loss_weights_of`
+    for name in ("loss_weights", "dropout"):  # those of a method, for `loss_weights_of` and `dropout_of`
+        filled.pop(name, None)
     if settings.no_augment and settings.augment is not None:
         raise InputError(f"--augment {settings.augment} and --no-augment: give one of them")
     if settings.no_augment or settings.methods == ("dense",):
@@ -293,6 +297,12 @@ def loss_weights_of(method: str, settings: Settings) -> dict[str, float]:
     """Changes to a method's loss weights: those given, or, of sparsebert, the recipe's."""
     by_recipe = preset_of(settings).loss_weights if method == "sparsebert" else ""
     return loss_weights(by_recipe if settings.loss_weights is None else settings.loss_weights)
+
+
+def dropout_of(method: str, settings: Settings) -> float | None:
+    """The student's dropout while it is pruned: the one given, or the recipe's; None for the model's own."""
+    plain = method in ("cofi", "dense") or hasattr(settings, "coupling")
+    return settings.dropout if plain or settings.dropout is not None else preset_of(settings).dropout
 
 
 def asks_questions(settings: Settings) -> bool:

@@ -244,7 +244,8 @@ class _Smaller:
 
     def apply_of(self, config: BertConfig) -> Callable[..., Any]:
         """The smaller encoder with the head of a task's configuration."""
-        return make_forward(self.prepared, self.shrunk.config.replace(head=config.head, labels=config.labels))
+        smaller = self.shrunk.config.replace(head=config.head, labels=config.labels)
+        return make_forward(self.prepared, smaller, dropout=self.prepared.settings.dropout)
 
     def store(self, gated: Params, names: Sequence[str]) -> Params:
         """The parameters of the smaller model, with the heads of the tasks that go on with it."""

@@ -51,6 +51,7 @@ def refused(tmp_path, capsys, monkeypatch):
         (["--epochs", "0"], ["--epochs 0.0", "> 0"]),
         (["--learning-rate", "inf"], ["--learning-rate inf"]),
         (["--batch-size", "0"], ["--batch-size 0", ">= 1"]),
+        (["--dropout", "1"], ["--dropout 1.0", "[0, 1)"]),
         (["--target-at", "0"], ["--target-at 0.0", "(0, 1]"]),
         (["--initial-sparsity", "0.96"], ["--initial-sparsity 0.96", "--sparsity 0.95"]),
         (["--initial-sparsity", "nan"], ["--initial-sparsity nan"]),

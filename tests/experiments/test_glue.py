@@ -90,6 +90,21 @@ def test_the_rate_is_held_and_the_sparsity_rises_from_where_it_is_told(run, tmp_
     assert asked[2] == pytest.approx(0.8 - 0.3 * 0.8**3, abs=0.01)  # the first of five updates
 
 
+def test_the_students_dropout_is_the_given_one_or_that_of_the_recipe(run, tmp_path):
+    def weights(name, *flags):
+        assert run("--method", "sparsebert", *flags, "--out", str(tmp_path / name)) == 0
+        made = kp.load(tmp_path / name)
+        assert made.config.hidden_dropout_prob == 0.1  # what is saved has the start's own
+        return made.details["recipe"]["dropout"], (tmp_path / name / "model-last" / "model.safetensors").read_bytes()
+
+    by_recipe, none = weights("recipe"), weights("none", "--dropout", "0")
+    assert by_recipe == none
+    assert by_recipe[0] == 0.0
+    assert weights("own", "--dropout", "0.1")[1] != none[1]
+    table = (tmp_path / "own" / "table.md").read_text("utf-8")
+    assert "dropout 0.1" in table
+
+
 def test_several_methods_share_a_teacher_and_get_a_folder_each(run, tmp_path):
     assert run("--method", "sparsebert,hard-labels", "--pattern", "2:4") == 0
     assert tree_of(tmp_path / "run")[0] == "hard-labels"

@@ -161,6 +161,21 @@ def test_a_teacher_that_another_process_reads_can_be_read_too(write, tmp_path):
     assert len(results(tmp_path / "study")) == 2
 
 
+def test_an_interrupted_study_says_how_it_goes_on(write, tmp_path, monkeypatch, capsys):
+    file = write([{"sparsity": [0.8]}])
+
+    def stopped(*arguments, **options):
+        raise Interrupted("stopped at step 3 of 8")
+
+    monkeypatch.setattr("experiments.stage.fit", stopped)
+    assert glue.main(["--study", str(file), "--cell", "1/1"]) == 130
+    said = capsys.readouterr().err
+    assert said == f"stopped at step 3 of 8; to go on: python -m experiments.glue --study {file} --cell 1/1\n"
+    monkeypatch.undo()
+    assert glue.main(["--study", str(file), "--cell", "1/1"]) == 0
+    assert len(results(tmp_path / "study")) == 1
+
+
 def test_flags_beside_a_study_are_refused(write, capsys):
     assert glue.main(["--study", str(write([{"seed": [0]}])), "--seed", "3"]) == 2
     assert "--seed: not beside --study" in capsys.readouterr().err
