@@ -143,6 +143,7 @@ def _optimizer(
         prunable=PRUNABLE,
         pattern=settings.pattern,
         scope=settings.scope,
+        scores="magnitude" if fixed else settings.scores,
         alike=f"own/[^/]+/{layers}" if shares_gates(share) else None,
     )
     return optax.with_extra_args_support(optax.chain(optimizer, pruning))

@@ -18,8 +18,8 @@ from kaprune_jax.deploy.model import Model
 from kaprune_jax.transfer.sharing import make_store, parts_of, shares_gates, shares_weights
 
 PRUNING = (
-    "sparsity pattern scope target_at sparsity_schedule updates before after gates gate_learning_rate gate_start "
-    "dual_learning_rate penalty stiffness train_embeddings loss_weights temperature layer_map projection "
+    "sparsity pattern scope scores dropout target_at sparsity_schedule updates before after gates gate_learning_rate "
+    "gate_start dual_learning_rate penalty stiffness train_embeddings loss_weights temperature layer_map projection "
     "regression_target learning_rate"
 ).split()
 """Settings of pruning that an auxiliary task takes over from the target."""

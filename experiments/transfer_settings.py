@@ -25,7 +25,7 @@ class TransferSettings(Settings):
 
     MODULE: ClassVar[str] = "experiments.transfer"
 
-    method: str | None = flag("cofi (gates) or sparsebert (magnitude masks)", "cofi")
+    method: str | None = flag("cofi (gates) or sparsebert (masks)", "cofi")
     sparsity: float | None = flag("fraction of encoder-matrix weights removed, in [0, 1)", 0.9)
     auxiliary: str = flag(
         "auxiliary tasks, comma-separated: names as for --task, from the same folder or source, or NAME=FILE",
@@ -89,7 +89,7 @@ def resolve(settings: TransferSettings) -> TransferSettings:
         raise InputError(f"--method {settings.method}: allowed here: cofi, sparsebert")
     if settings.recipe != "best":
         raise InputError(f"--recipe {settings.recipe}: that of one task alone, for experiments.glue")
-    for name in ("scores", "regrow", "student", "initial_sparsity"):
+    for name in ("regrow", "student", "initial_sparsity"):
         if (value := getattr(settings, name)) != getattr(Settings, name):
             raise InputError(f"--{name.replace('_', '-')} {value}: of one task alone, for experiments.glue")
     if settings.schedule == "hold":
@@ -104,7 +104,7 @@ def resolve(settings: TransferSettings) -> TransferSettings:
         raise InputError(f"{what}: answering questions is not coupled with other tasks; use experiments.glue")
     if "squad" in settings.auxiliary.split(","):
         raise InputError(f"--auxiliary {settings.auxiliary}: squad is for experiments.glue; another task is needed")
-    resolved = resolve_main(dataclasses.replace(with_lengths(settings, LENGTHS), no_augment=True, scores="magnitude"))
+    resolved = resolve_main(dataclasses.replace(with_lengths(settings, LENGTHS), no_augment=True))
     if resolved.task in names:
         raise InputError(f"--auxiliary {settings.auxiliary}: {resolved.task} is the target; another task is needed")
     if settings.train_file is not None and settings.train_file in _files(settings):

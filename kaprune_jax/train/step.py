@@ -66,6 +66,11 @@ def get_masks(opt_state: Any) -> Masks | None:
     return optax.tree.get(opt_state, "masks")
 
 
+def for_scores(opt_state: Any, grads: Params) -> dict[str, Params]:
+    """What `magnitude_pruning` in a chain is handed beside the updates: gradients, where its scores look at them."""
+    return {} if optax.tree.get(opt_state, "importance") is None else {"grads": grads}
+
+
 def at_large(masks: Masks, settled: Array) -> Masks:
     """The masks, or, as long as removed weights may come back, all."""
     return jax.tree.map(lambda mask: mask | ~settled, masks)
@@ -124,8 +129,7 @@ def make_train_step(
         (loss, terms), grads = mean_over_parts(gradient, batch, accumulate)
         if old_masks is not None:
             grads = apply_masks(grads, old_masks if settled is None else at_large(old_masks, settled))
-        further = {} if optax.tree.get(state.opt_state, "importance") is None else {"grads": grads}
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, **further)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **for_scores(state.opt_state, grads))
         params = optax.apply_updates(state.params, updates)
         asked = delivered = jnp.float32(0.0)
         masks = get_masks(opt_state)

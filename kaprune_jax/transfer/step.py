@@ -21,7 +21,7 @@ from kaprune_jax.l0.lagrangian import Penalty, penalty
 from kaprune_jax.l0.layout import Gates, Layout
 from kaprune_jax.prune.masks import apply_masks, mask_moments
 from kaprune_jax.train.accumulate import Scales, mean_over_parts
-from kaprune_jax.train.step import Apply, StepMetrics, TrainState, get_masks
+from kaprune_jax.train.step import Apply, StepMetrics, TrainState, for_scores, get_masks
 from kaprune_jax.transfer.sharing import has_own_gates, parts_of
 from kaprune_jax.transfer.surgery import attittud, pcgrad
 
@@ -195,7 +195,7 @@ def make_coupled_step(
         old_masks = get_masks(state.opt_state)
         if old_masks is not None:
             grads = apply_masks(grads, old_masks)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **for_scores(state.opt_state, grads))
         params = optax.apply_updates(state.params, updates)
         if constraint is not None:
             asked = constraint.asked(state.step)

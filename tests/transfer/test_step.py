@@ -94,11 +94,12 @@ def flat(tree):
     return np.concatenate([np.asarray(leaf, np.float64).reshape(-1) for leaf in jax.tree.leaves(tree)])
 
 
-@pytest.mark.parametrize("share", ["nothing", "weights"])
-def test_one_task_without_gates_is_the_plain_training_step(share):
+@pytest.mark.parametrize(("share", "scores"), [("nothing", "magnitude"), ("weights", "sensitivity")])
+def test_one_task_without_gates_is_the_plain_training_step(share, scores):
     teacher = init_params(CONFIG, jax.random.key(9))
     params = init_params(CONFIG, jax.random.key(1))
-    pruning = kp.magnitude_pruning(kp.cubic(0.5, end=2), updates=2, prunable=r".*encoder/.*/kernel")
+    schedule = kp.cubic(0.5, end=2)
+    pruning = kp.magnitude_pruning(schedule, updates=2, prunable=r".*encoder/.*/kernel", scores=scores)
     tx = optax.chain(optax.sgd(0.1, momentum=0.9), pruning)
     plain = make_train_step(APPLY, tx, kp.sparsebert_loss(), teacher=APPLY)
     task = Task(APPLY, kp.sparsebert_loss(), APPLY)
