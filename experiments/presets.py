@@ -66,21 +66,21 @@ def _paper(preset: Preset, epochs: float, augment: int | None) -> Preset:
 
 
 _BEST = {
-    "micro-rte": Preset(100.0, 1e-3, 30.0, 5e-4, max_length=64, scores="magnitude"),
-    "micro-nli": Preset(15.0, 1e-3, 12.0, 5e-4, max_length=64, scores="magnitude"),
-    "micro-sst": Preset(60.0, 1e-3, 10.0, 5e-4, max_length=64, scores="magnitude"),
-    "cola": Preset(10.0, 5e-4, 4.0, 1e-4),
-    "mnli": Preset(4.0, 5e-4, 1.0, 1e-4),
-    "mrpc": Preset(15.0, 5e-4, 5.0, 1e-4),
-    "qnli": Preset(20.0, 5e-4, 4.0, 1e-4),
-    "qqp": Preset(8.0, 5e-4, 3.0, 1e-4),
-    "rte": Preset(20.0, 5e-4, 5.0, 1e-4),
-    "sst2": Preset(2.1, 5e-4, 0.6, 1e-4),
-    "stsb": Preset(10.0, 5e-4, 4.0, 2e-4, target_at=0.4, augment=10, loss_weights="attention=4"),
-    "wnli": Preset(20.0, 5e-4, 5.0, 1e-4),
-    "squad": Preset(3.0, 5e-4, 2.0, 1e-4, batch_size=16, max_length=384),
+    "micro-rte": Preset(100.0, 1e-3, 30.0, 5e-4, max_length=64, scores="magnitude", dropout=None),
+    "micro-nli": Preset(15.0, 1e-3, 12.0, 5e-4, max_length=64, scores="magnitude", dropout=None),
+    "micro-sst": Preset(60.0, 1e-3, 10.0, 5e-4, max_length=64, scores="magnitude", dropout=None),
+    "cola": Preset(10.0, 1e-3, 4.0, 1e-4),
+    "mnli": Preset(4.0, 1e-3, 1.0, 1e-4),
+    "mrpc": Preset(15.0, 1e-3, 5.0, 1e-4),
+    "qnli": Preset(20.0, 1e-3, 4.0, 1e-4),
+    "qqp": Preset(8.0, 1e-3, 3.0, 1e-4),
+    "rte": Preset(20.0, 1e-3, 5.0, 1e-4),
+    "sst2": Preset(2.1, 1e-3, 0.6, 1e-4),
+    "stsb": Preset(10.0, 1e-3, 4.0, 2e-4, target_at=0.4, augment=10, loss_weights="attention=4"),
+    "wnli": Preset(20.0, 1e-3, 5.0, 1e-4),
+    "squad": Preset(3.0, 1e-3, 2.0, 1e-4, batch_size=16, max_length=384),
 }
-_OWN_FILES = Preset(10.0, 5e-4, 4.0, 1e-4)
+_OWN_FILES = Preset(10.0, 1e-3, 4.0, 1e-4)
 _FEW_COPIES = {"squad": None, "sst2": 20, "qnli": 20, "mnli": 10, "qqp": 10}
 
 PRESETS: dict[Recipe, dict[str, Preset]] = {
