@@ -19,6 +19,7 @@ from experiments.method import Plan, count_steps, make_objective
 from experiments.optimizers import gated_optimizer
 from experiments.prepare import Prepared, make_forward
 from experiments.settings import Settings
+from experiments.tuned import tuned
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.data.loader import TrainBatches
@@ -178,11 +179,11 @@ def _smallest(layout) -> int:
 
 def segment_rate(settings: Settings, where: Phases) -> optax.Schedule:
     """The learning rate: one schedule until the model is made smaller, and the same again after it."""
-    assert settings.learning_rate is not None
+    peak = tuned("cofi", settings).learning_rate
 
     def over(steps: int) -> optax.Schedule:
         return learning_rate(
-            settings.learning_rate or 0.0,
+            peak,
             steps=max(steps, 1),
             schedule=settings.schedule,  # pyright: ignore[reportArgumentType]
             warmup=settings.warmup,
@@ -215,6 +216,7 @@ def make_team(
     depth: int | None,
     first: Params | None,
     constraint: Constraint | None = None,
+    dropout: float | None = None,
 ) -> Team:
     """Tasks and first parameters of a run: models, projections, and with a constraint gates and multipliers.
 
@@ -227,6 +229,7 @@ def make_team(
       depth: in the first so many layers only.
       first: {"model", "gates"} for the target to start from, but for its own head.
       constraint: of the gates; None without.
+      dropout: of the students; None for what their configuration says.
     """
     settings, target = prepared.settings, prepared.data.name
     everyone = [(target, prepared.start, teacher), *((each.name, each.start, each.teacher) for each in auxiliaries)]
@@ -244,8 +247,7 @@ def make_team(
                 key = jax.random.fold_in(jax.random.key(settings.seed), 1 + 10 * number)
                 widths = (start.config.hidden_size, fine_tuned.config.hidden_size)
                 parts[name][PROJECTION] = init_projection(*widths, key)
-        apply = make_forward(prepared, start.config, dropout=settings.dropout if teacher is not None else None)
-        tasks[name] = Task(apply, objective, aim)
+        tasks[name] = Task(make_forward(prepared, start.config, dropout=dropout), objective, aim)
     if first:
         encoder = {name: part for name, part in first["model"].items() if name not in HEADS}
         parts[target]["model"] = {**prepared.start.params, **encoder}

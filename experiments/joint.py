@@ -26,6 +26,7 @@ from experiments.record import environment, open_run
 from experiments.results import read_result
 from experiments.run import deliver, evaluate, model_details, write_result
 from experiments.stage import Stage
+from experiments.tuned import tuned
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.prune.magnitude import magnitude_pruning
@@ -78,7 +79,9 @@ def run_joint(
     if done := read_result(folder):
         return done
     target = prepared.data.name
-    team = make_team(prepared, teacher, auxiliaries, planned.objective, share=share, depth=depth, first=first)
+    dropout = None if method == "dense" else tuned(method, settings).dropout
+    shared: dict[str, Any] = dict(share=share, depth=depth, first=first)
+    team = make_team(prepared, teacher, auxiliaries, planned.objective, dropout=dropout, **shared)
     fixed = bool(first and "gates" in first)
     tx = _optimizer(method, settings, planned, where, target, share, depth, fixed=fixed)
     coupling = coupling_of(settings, where)
@@ -143,7 +146,7 @@ def _optimizer(
         prunable=PRUNABLE,
         pattern=settings.pattern,
         scope=settings.scope,
-        scores="magnitude" if fixed else settings.scores,
+        scores="magnitude" if fixed else tuned(method, settings).scores,
         alike=f"own/[^/]+/{layers}" if shares_gates(share) else None,
     )
     return optax.with_extra_args_support(optax.chain(optimizer, pruning))

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from experiments.checks import loss_weights
 from experiments.prepare import Prepared
-from experiments.settings import Settings, dropout_of, loss_weights_of
+from experiments.settings import Settings
+from experiments.tuned import tuned
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.model import Model
@@ -25,7 +27,7 @@ from kaprune_jax.distill.objective import (
     sparsebert_loss,
 )
 from kaprune_jax.models.bert import PRUNABLE, param_shapes
-from kaprune_jax.prune.magnitude import Scores, magnitude_pruning
+from kaprune_jax.prune.magnitude import magnitude_pruning
 from kaprune_jax.prune.schedules import PruningSchedule
 from kaprune_jax.train.optimizer import adamw, learning_rate
 from kaprune_jax.train.step import PROJECTION
@@ -81,18 +83,13 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
     if settings.teacher is None:  # fine-tuned by the run itself
         names += "teacher_steps teacher_epochs teacher_learning_rate teacher_schedule".split()
     made = {name: getattr(settings, name) for name in names} | planned.details
-    if "scores" in made:
-        made["scores"], made["dropout"] = scores_of(method, settings), dropout_of(method, settings)
+    if planned.target_step:
+        made |= {name: value for name, value in tuned(method, settings)._asdict().items() if name in made}
     made |= {"data": prepared.data.fingerprint}
     if planned.objective.needs_teacher or method == "prune-finetuned" or (settings.augment and planned.target_step):
         assert teacher is not None
         made["teacher"] = {"name": short_name(settings.teacher or "fine-tuned"), "sha256": teacher.fingerprint}
     return made
-
-
-def scores_of(method: str, settings: Settings) -> Scores:
-    """What is ranked: at once, before any training, magnitudes, since no gradients have been gathered."""
-    return "magnitude" if method == "prune-then-finetune" or settings.scores is None else settings.scores
 
 
 def short_name(model: str) -> str:
@@ -119,7 +116,8 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
     """
     settings = prepared.settings
     dense = method == "dense"
-    peak = settings.teacher_learning_rate if dense else settings.learning_rate
+    chosen = tuned(method, settings)
+    peak = settings.teacher_learning_rate if dense else chosen.learning_rate
     assert peak is not None
     steps = count_steps(prepared, dense=dense)
     schedule = None if dense else _schedule(method, settings, steps)
@@ -153,7 +151,7 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
             prunable=PRUNABLE,
             pattern=settings.pattern,
             scope=settings.scope,  # pyright: ignore[reportArgumentType]
-            scores=scores_of(method, settings),
+            scores=chosen.scores,
             regrow=settings.regrow,
         ),
     )
@@ -201,7 +199,7 @@ def make_objective(
     """The method's loss with what the flags change, fitted to the shapes of student and teacher."""
     names = ("temperature", "layer_map", "regression_target")
     changes: dict = {name: value for name in names if (value := getattr(settings, name)) is not None}
-    changes |= loss_weights_of(method, settings)
+    changes |= loss_weights(tuned(method, settings).loss_weights)
     if settings.projection:
         changes["projection"] = True
     config = _LOSSES.get(method, hard_labels_loss)()

@@ -21,6 +21,7 @@ class Preset:
     Attributes:
       epochs: passes over the training rows while pruning, part of one allowed; of squad, over the windows of them.
       learning_rate: highest rate while pruning.
+      gated_learning_rate: the same with gates.
       teacher_epochs: passes while the teacher is fine-tuned.
       teacher_learning_rate: highest rate of the teacher.
       batch_size: rows per step.
@@ -38,6 +39,7 @@ class Preset:
     learning_rate: float
     teacher_epochs: float
     teacher_learning_rate: float
+    gated_learning_rate: float = 5e-4
     batch_size: int = 32
     max_length: int = 128
     schedule: Literal["constant", "linear"] = "linear"
@@ -66,9 +68,9 @@ def _paper(preset: Preset, epochs: float, augment: int | None) -> Preset:
 
 
 _BEST = {
-    "micro-rte": Preset(100.0, 1e-3, 30.0, 5e-4, max_length=64, scores="magnitude", dropout=None),
-    "micro-nli": Preset(15.0, 1e-3, 12.0, 5e-4, max_length=64, scores="magnitude", dropout=None),
-    "micro-sst": Preset(60.0, 1e-3, 10.0, 5e-4, max_length=64, scores="magnitude", dropout=None),
+    "micro-rte": Preset(100.0, 1e-3, 30.0, 5e-4, 1e-3, max_length=64, scores="magnitude", dropout=None),
+    "micro-nli": Preset(15.0, 1e-3, 12.0, 5e-4, 1e-3, max_length=64, scores="magnitude", dropout=None),
+    "micro-sst": Preset(60.0, 1e-3, 10.0, 5e-4, 1e-3, max_length=64, scores="magnitude", dropout=None),
     "cola": Preset(10.0, 1e-3, 4.0, 1e-4),
     "mnli": Preset(4.0, 1e-3, 1.0, 1e-4),
     "mrpc": Preset(15.0, 1e-3, 5.0, 1e-4),

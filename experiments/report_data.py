@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.presets import METHODS, OWN_FILES, PRESETS
-from experiments.settings import Settings
+from experiments.settings import BY_METHOD, Settings
 from experiments.source import HELD_OUT
 from experiments.transfer_settings import TransferSettings
+from experiments.tuned import by_recipe
 from kaprune_jax._errors import InputError
 from kaprune_jax._reading import as_object, inside, read_json, read_text
 
@@ -208,13 +209,14 @@ def _changes(run: Run) -> list[str]:
         return []
     recipe = "paper" if run.config.get("recipe") == "paper" else "best"
     task = run.task.removesuffix(HELD_OUT)
-    usual = {name: _DEFAULTS.get(name) for name in _CHANGES} | vars(PRESETS[recipe].get(task, OWN_FILES[recipe]))
+    preset = PRESETS[recipe].get(task, OWN_FILES[recipe])
+    usual = {name: _DEFAULTS.get(name) for name in _CHANGES} | vars(preset) | by_recipe(run.method, preset)._asdict()
     found = []
     for name in _CHANGES:
         value = run.config.get(name, usual[name])
         if name == "augment":
             value = value if run.figure("examples", "augmented") > 0 else None
-        if name in ("loss_weights", "dropout") and value is None:  # the recipe's
+        if name in BY_METHOD and value is None:  # the recipe's
             continue
         if value is True:
             found.append(name)

@@ -15,8 +15,9 @@ from experiments.method import Plan, plan, recipe, short_name
 from experiments.prepare import Prepared, make_forward
 from experiments.record import environment, open_run, say, versions, write_json
 from experiments.results import card, delivered, read_result
-from experiments.settings import dropout_of, teacher_settings
+from experiments.settings import teacher_settings
 from experiments.stage import Stage
+from experiments.tuned import tuned
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.data.loader import Encoded, eval_batches
@@ -144,7 +145,7 @@ def run_method(
     if done := read_result(folder):
         return done
     config = teacher.config if method == "prune-finetuned" and teacher else prepared.start.config
-    apply = make_forward(prepared, config, dropout=dropout_of(method, settings))
+    apply = make_forward(prepared, config, dropout=None if method == "dense" else tuned(method, settings).dropout)
     distils = teacher is not None and planned.objective.needs_teacher
     teacher_apply = make_forward(prepared, teacher.config) if distils and teacher else None
     step = make_train_step(apply, planned.tx, planned.objective, teacher=teacher_apply, accumulate=settings.accumulate)

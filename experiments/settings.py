@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from experiments.checks import check, check_questions, loss_weights
+from experiments.checks import check, check_questions
 from experiments.flags import flag as _flag
 from experiments.flags import parse as parse_flags
 from experiments.presets import GIVEN_TASKS, METHODS, MICRO_TASKS, OWN_FILES, PRESETS, RECIPES, Preset, Recipe
@@ -25,6 +25,8 @@ TEACHER = (
     "limit_train seed dtype pooling evaluations"
 ).split()
 """The settings that a run's teacher follows from."""
+BY_METHOD = ("learning_rate", "dropout", "scores", "loss_weights")
+"""The settings that a recipe has by method; None unless they are given. See `experiments.tuned`."""
 _AROUND = "log_every out resume mesh distributed accumulate remat".split()
 
 
@@ -87,7 +89,7 @@ class Settings:
     )
     steps: int | None = _flag("optimizer steps while pruning, >= 1 [from --epochs]", None)
     teacher_steps: int | None = _flag("optimizer steps while fine-tuning the teacher, >= 1 [from its epochs]", None)
-    learning_rate: float | None = _flag("highest learning rate while pruning, > 0 [by task and recipe]", None)
+    learning_rate: float | None = _flag("highest learning rate while pruning, > 0 [by task, recipe and method]", None)
     schedule: str | None = _flag(
         "of the learning rate while pruning; hold: constant until the sparsity is reached, then linear [by recipe]",
         None,
@@ -95,7 +97,7 @@ class Settings:
     )
     warmup: float = _flag("fraction of the steps with a rising learning rate, in [0, 1)", 0.0)
     dropout: float | None = _flag(
-        "of the student while pruning, in [0, 1) [by task and recipe; the model's own for cofi and where coupled]", None
+        "of the student while pruning, in [0, 1) [by task and recipe; the model's own for cofi]", None
     )
     weight_decay: float = _flag("decoupled weight decay, >= 0", 0.01)
     batch_size: int | None = _flag("rows per step, >= 1 [by task]", None)
@@ -229,8 +231,8 @@ def resolve(settings: S) -> S:
         settings = dataclasses.replace(settings, method="sparsebert,hard-labels" if micro else "sparsebert")
     settings = with_lengths(settings, LENGTHS)
     preset = vars(preset_of(settings))
-    filled = {name: value for name, value in preset.items() if getattr(settings, name) is None}
-    for name in ("loss_weights", "dropout"):  # those of a method, for `loss_weights_of` and `dropout_of`
+    filled = {name: value for name, value in preset.items() if getattr(settings, name, "") is None}
+    for name in BY_METHOD:
         filled.pop(name, None)
     if settings.no_augment and settings.augment is not None:
         raise InputError(f"--augment {settings.augment} and --no-augment: give one of them")
@@ -291,18 +293,6 @@ def preset_of(settings: Settings) -> Preset:
     if asks_questions(settings):
         return PRESETS[settings.recipe]["squad"]
     return OWN_FILES[settings.recipe] if settings.train_file else PRESETS[settings.recipe][settings.task]
-
-
-def loss_weights_of(method: str, settings: Settings) -> dict[str, float]:
-    """Changes to a method's loss weights: those given, or, of sparsebert, the recipe's."""
-    by_recipe = preset_of(settings).loss_weights if method == "sparsebert" else ""
-    return loss_weights(by_recipe if settings.loss_weights is None else settings.loss_weights)
-
-
-def dropout_of(method: str, settings: Settings) -> float | None:
-    """The student's dropout while it is pruned: the one given, or the recipe's; None for the model's own."""
-    plain = method in ("cofi", "dense") or hasattr(settings, "coupling")
-    return settings.dropout if plain or settings.dropout is not None else preset_of(settings).dropout
 
 
 def asks_questions(settings: Settings) -> bool:

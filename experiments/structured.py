@@ -29,6 +29,7 @@ from experiments.results import read_result
 from experiments.run import deliver, evaluate, model_details, write_result
 from experiments.speed import measure_speed
 from experiments.stage import Stage
+from experiments.tuned import tuned
 from kaprune_jax._tree import select
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.model import Model
@@ -94,6 +95,7 @@ def run_structured(
         depth=depth,
         first=first,
         constraint=constraint,
+        dropout=tuned("cofi", settings).dropout,
     )
     options: dict[str, Any] = dict(
         coupling=coupling_of(settings, where), frozen=frozen_of(settings), accumulate=settings.accumulate
@@ -245,7 +247,7 @@ class _Smaller:
     def apply_of(self, config: BertConfig) -> Callable[..., Any]:
         """The smaller encoder with the head of a task's configuration."""
         smaller = self.shrunk.config.replace(head=config.head, labels=config.labels)
-        return make_forward(self.prepared, smaller, dropout=self.prepared.settings.dropout)
+        return make_forward(self.prepared, smaller, dropout=tuned("cofi", self.prepared.settings).dropout)
 
     def store(self, gated: Params, names: Sequence[str]) -> Params:
         """The parameters of the smaller model, with the heads of the tasks that go on with it."""

@@ -1,0 +1,46 @@
+"""The settings of a method that the recipe has by method: those given, or the recipe's."""
+
+from typing import NamedTuple
+
+from experiments.presets import Preset
+from experiments.settings import BY_METHOD, Settings, preset_of
+from kaprune_jax.prune.magnitude import Scores
+
+
+class Tuned(NamedTuple):
+    """What a method prunes with.
+
+    Attributes:
+      learning_rate: the highest.
+      dropout: of the student; None for its model's own.
+      scores: what the smallest of are removed.
+      loss_weights: changes to the method's own, as in the flag.
+    """
+
+    learning_rate: float
+    dropout: float | None
+    scores: Scores
+    loss_weights: str
+
+
+def by_recipe(method: str, preset: Preset) -> Tuned:
+    """What a recipe says of a method.
+
+    Weights that are pruned at once, before any training, are ranked by magnitude: no gradients have been gathered.
+    """
+    gated = method == "cofi"
+    return Tuned(
+        preset.gated_learning_rate if gated else preset.learning_rate,
+        None if gated else preset.dropout,
+        "magnitude" if method == "prune-then-finetune" else preset.scores,
+        preset.loss_weights if method == "sparsebert" else "",
+    )
+
+
+def tuned(method: str, settings: Settings) -> Tuned:
+    """What `method` prunes with, given resolved settings."""
+    usual = by_recipe(method, preset_of(settings))
+    given = {name: value for name in BY_METHOD if (value := getattr(settings, name)) is not None}
+    if method == "prune-then-finetune":
+        given.pop("scores", None)
+    return usual._replace(**given)
