@@ -1,0 +1,39 @@
+"""Settings that a recipe has by method."""
+
+import dataclasses
+
+import pytest
+
+from experiments.presets import METHODS, PRESETS
+from experiments.settings import BY_METHOD, Settings, parse, resolve
+from experiments.tuned import tuned
+
+
+def settings(*flags: str) -> Settings:
+    return resolve(parse(["--task", "stsb", "--data-dir", "glue", *flags]))
+
+
+def test_masks_and_gates_have_what_the_recipe_says_of_them():
+    preset, asked = PRESETS["best"]["stsb"], settings("--method", "sparsebert,cofi")
+    masks, gates, at_once = (tuned(name, asked) for name in ("sparsebert", "cofi", "prune-then-finetune"))
+    assert masks == (preset.learning_rate, 0.0, "sensitivity", "attention=4")
+    assert gates[:2] == (preset.gated_learning_rate, None)  # None: the dropout of its own configuration
+    assert at_once == (preset.learning_rate, 0.0, "magnitude", "")  # no gradients have been gathered yet
+    assert tuned("hard-labels", asked).loss_weights == ""
+
+
+def test_the_papers_recipe_has_its_own():
+    assert tuned("sparsebert", settings("--recipe", "paper")) == (3e-5, None, "magnitude", "")
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "dense"])
+def test_what_is_given_counts_for_every_method(method):
+    flags = ["--learning-rate", "0.1", "--dropout", "0.2", "--scores", "movement", "--loss-weights", "labels=2"]
+    scores = "magnitude" if method == "prune-then-finetune" else "movement"
+    assert tuned(method, settings(*flags)) == (0.1, 0.2, scores, "labels=2")
+
+
+def test_only_what_is_given_is_in_the_settings():
+    """So that a run's records tell what was asked for from what the recipe had."""
+    assert [getattr(settings(), name) for name in BY_METHOD] == [None] * len(BY_METHOD)
+    assert set(BY_METHOD) <= {field.name for field in dataclasses.fields(Settings)}
