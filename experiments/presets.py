@@ -45,7 +45,7 @@ class Preset:
     schedule: Literal["constant", "linear"] = "linear"
     target_at: float = 0.5
     scores: Scores = "sensitivity"
-    dropout: float | None = 0.0
+    dropout: float | None = None
     augment: int | None = None
     epochs_over: Literal["own", "all"] = "own"
     loss_weights: str = ""
@@ -68,9 +68,9 @@ def _paper(preset: Preset, epochs: float, augment: int | None) -> Preset:
 
 
 _BEST = {
-    "micro-rte": Preset(100.0, 1e-3, 30.0, 5e-4, 1e-3, max_length=64, scores="magnitude", dropout=None),
-    "micro-nli": Preset(15.0, 1e-3, 12.0, 5e-4, 1e-3, max_length=64, scores="magnitude", dropout=None),
-    "micro-sst": Preset(60.0, 1e-3, 10.0, 5e-4, 1e-3, max_length=64, scores="magnitude", dropout=None),
+    "micro-rte": Preset(100.0, 1e-3, 30.0, 5e-4, 1e-3, max_length=64, scores="magnitude"),
+    "micro-nli": Preset(15.0, 1e-3, 12.0, 5e-4, 1e-3, max_length=64, scores="magnitude"),
+    "micro-sst": Preset(60.0, 1e-3, 10.0, 5e-4, 1e-3, max_length=64, scores="magnitude"),
     "cola": Preset(10.0, 1e-3, 4.0, 1e-4),
     "mnli": Preset(4.0, 1e-3, 1.0, 1e-4),
     "mrpc": Preset(15.0, 1e-3, 5.0, 1e-4),
@@ -78,7 +78,7 @@ _BEST = {
     "qqp": Preset(8.0, 1e-3, 3.0, 1e-4),
     "rte": Preset(20.0, 1e-3, 5.0, 1e-4),
     "sst2": Preset(2.1, 1e-3, 0.6, 1e-4),
-    "stsb": Preset(10.0, 1e-3, 4.0, 2e-4, target_at=0.4, augment=10, loss_weights="attention=4"),
+    "stsb": Preset(10.0, 1e-3, 4.0, 2e-4, target_at=0.4, dropout=0.0, augment=10, loss_weights="attention=4"),
     "wnli": Preset(20.0, 1e-3, 5.0, 1e-4),
     "squad": Preset(3.0, 1e-3, 2.0, 1e-4, batch_size=16, max_length=384),
 }
