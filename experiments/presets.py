@@ -20,8 +20,8 @@ class Preset:
 
     Attributes:
       epochs: passes over the training rows while pruning, part of one allowed; of squad, over the windows of them.
-      learning_rate: highest rate while pruning.
-      gated_learning_rate: the same with gates.
+      learning_rate: highest rate while pruning by masks and distilling.
+      other_learning_rate: the same without a teacher, and with gates.
       teacher_epochs: passes while the teacher is fine-tuned.
       teacher_learning_rate: highest rate of the teacher.
       batch_size: rows per step.
@@ -29,7 +29,7 @@ class Preset:
       schedule: of the learning rate while pruning.
       target_at: fraction of the run at which the sparsity is reached.
       scores: what the smallest of are removed.
-      dropout: of the student; None for what its configuration says.
+      dropout: of a student that is distilled into by masks; None for what its configuration says.
       augment: tries per training row at a new one; None for none.
       epochs_over: the rows of an epoch: the task's "own", or "all", with the augmented ones.
       loss_weights: changes to those of sparsebert.
@@ -39,7 +39,7 @@ class Preset:
     learning_rate: float
     teacher_epochs: float
     teacher_learning_rate: float
-    gated_learning_rate: float = 5e-4
+    other_learning_rate: float = 5e-4
     batch_size: int = 32
     max_length: int = 128
     schedule: Literal["constant", "linear"] = "linear"
@@ -57,6 +57,7 @@ def _paper(preset: Preset, epochs: float, augment: int | None) -> Preset:
         preset,
         epochs=epochs,
         learning_rate=3e-5,
+        other_learning_rate=3e-5,
         schedule="constant",
         target_at=1.0,
         scores="magnitude",

@@ -97,7 +97,7 @@ class Settings:
     )
     warmup: float = _flag("fraction of the steps with a rising learning rate, in [0, 1)", 0.0)
     dropout: float | None = _flag(
-        "of the student while pruning, in [0, 1) [by task and recipe; the model's own for cofi]", None
+        "of the student while pruning, in [0, 1) [by task, recipe and method; mostly the model's own]", None
     )
     weight_decay: float = _flag("decoupled weight decay, >= 0", 0.01)
     batch_size: int | None = _flag("rows per step, >= 1 [by task]", None)

@@ -28,10 +28,10 @@ def by_recipe(method: str, preset: Preset) -> Tuned:
 
     Weights that are pruned at once, before any training, are ranked by magnitude: no gradients have been gathered.
     """
-    gated = method == "cofi"
+    distils = method in ("sparsebert", "logits")
     return Tuned(
-        preset.gated_learning_rate if gated else preset.learning_rate,
-        None if gated else preset.dropout,
+        preset.learning_rate if distils else preset.other_learning_rate,
+        preset.dropout if distils else None,
         "magnitude" if method == "prune-then-finetune" else preset.scores,
         preset.loss_weights if method == "sparsebert" else "",
     )

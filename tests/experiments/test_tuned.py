@@ -13,17 +13,18 @@ def settings(*flags: str) -> Settings:
     return resolve(parse(["--task", "stsb", "--data-dir", "glue", *flags]))
 
 
-def test_masks_and_gates_have_what_the_recipe_says_of_them():
+def test_each_method_has_what_the_recipe_says_of_it():
     preset, asked = PRESETS["best"]["stsb"], settings("--method", "sparsebert,cofi")
     masks, gates, at_once = (tuned(name, asked) for name in ("sparsebert", "cofi", "prune-then-finetune"))
     assert masks == (preset.learning_rate, 0.0, "sensitivity", "attention=4")
-    assert gates[:2] == (preset.gated_learning_rate, None)  # None: the dropout of its own configuration
-    assert at_once == (preset.learning_rate, 0.0, "magnitude", "")  # no gradients have been gathered yet
-    assert tuned("hard-labels", asked).loss_weights == ""
+    assert gates[:2] == (preset.other_learning_rate, None)  # None: the dropout of its own configuration
+    assert at_once == (preset.other_learning_rate, None, "magnitude", "")  # no gradients have been gathered yet
+    assert tuned("logits", asked) == (preset.learning_rate, 0.0, "sensitivity", "")
 
 
 def test_the_papers_recipe_has_its_own():
-    assert tuned("sparsebert", settings("--recipe", "paper")) == (3e-5, None, "magnitude", "")
+    for method in ("sparsebert", "hard-labels"):
+        assert tuned(method, settings("--recipe", "paper")) == (3e-5, None, "magnitude", "")
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "dense"])
