@@ -51,8 +51,8 @@ def _by_task() -> str:
     for recipe in RECIPES:
         presets = {**PRESETS[recipe], "own files": OWN_FILES[recipe]}
         values = {name: [_shown(getattr(preset, name)) for preset in presets.values()] for name in names}
-        alike = [f"--{name.replace('_', '-')} {cells[0]}" for name, cells in values.items() if len(set(cells)) == 1]
-        table = {f"--{name.replace('_', '-')}": cells for name, cells in values.items() if len(set(cells)) > 1}
+        alike = [f"{_heading(name)} {cells[0]}" for name, cells in values.items() if len(set(cells)) == 1]
+        table = {_heading(name): cells for name, cells in values.items() if len(set(cells)) > 1}
         columns = [(head, *cells) for head, cells in {"by task": list(presets), **table}.items()]
         widths = [max(map(len, column)) for column in columns]
         rows = [
@@ -60,7 +60,16 @@ def _by_task() -> str:
             for row in zip(*columns, strict=True)
         ]
         parts.append("\n".join([f"--recipe {recipe}: {', '.join(alike)}", *rows]))
+    parts.append(
+        "--learning-rate and --dropout are those of sparsebert and logits; all other methods have the others' rate and the "
+        "model's own dropout"
+    )
     return "\n\n".join(parts)
+
+
+def _heading(name: str) -> str:
+    """A flag as it is typed, or, of what has none, words."""
+    return "others' rate" if name == "other_learning_rate" else f"--{name.replace('_', '-')}"
 
 
 def _shown(value: Any) -> str:
