@@ -61,8 +61,8 @@ def _by_task() -> str:
         ]
         parts.append("\n".join([f"--recipe {recipe}: {', '.join(alike)}", *rows]))
     parts.append(
-        "--learning-rate and --dropout are those of sparsebert and logits; all other methods have the others' rate and the "
-        "model's own dropout"
+        "--learning-rate and --dropout are those of sparsebert and logits; all other methods have the others' rate "
+        "and the model's own dropout"
     )
     return "\n\n".join(parts)
 
