@@ -145,7 +145,7 @@ def run_method(
     if done := read_result(folder):
         return done
     config = teacher.config if method == "prune-finetuned" and teacher else prepared.start.config
-    apply = make_forward(prepared, config, dropout=None if method == "dense" else tuned(method, settings).dropout)
+    apply = make_forward(prepared, config, dropout=tuned(method, settings).dropout)
     distils = teacher is not None and planned.objective.needs_teacher
     teacher_apply = make_forward(prepared, teacher.config) if distils and teacher else None
     step = make_train_step(apply, planned.tx, planned.objective, teacher=teacher_apply, accumulate=settings.accumulate)

@@ -231,9 +231,8 @@ def resolve(settings: S) -> S:
         settings = dataclasses.replace(settings, method="sparsebert,hard-labels" if micro else "sparsebert")
     settings = with_lengths(settings, LENGTHS)
     preset = vars(preset_of(settings))
-    filled = {name: value for name, value in preset.items() if getattr(settings, name, "") is None}
-    for name in BY_METHOD:
-        filled.pop(name, None)
+    missing = [field.name for field in dataclasses.fields(settings) if getattr(settings, field.name) is None]
+    filled = {name: preset[name] for name in missing if name in preset and name not in BY_METHOD}
     if settings.no_augment and settings.augment is not None:
         raise InputError(f"--augment {settings.augment} and --no-augment: give one of them")
     if settings.no_augment or settings.methods == ("dense",):
