@@ -2,6 +2,7 @@
 
 python -m experiments.report runs/A
 python -m experiments.report runs/A runs/B runs/C --out runs/compared
+python -m experiments.report runs/study/figures.csv
 """
 
 import argparse
@@ -12,11 +13,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments.figures import read_figures
 from experiments.mask_pictures import study
 from experiments.report_compare import comparison
 from experiments.report_data import Run, find_runs, read_run
 from experiments.report_html import run_page
-from experiments.report_text import markdown
+from experiments.report_markdown import markdown
 from experiments.structure_pictures import read_structure
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.masks import read_masks
@@ -41,7 +43,7 @@ def write_report(run_folder: str | os.PathLike[str], *, out: str | os.PathLike[s
     return folder / "report.html"
 
 
-def write_comparison(folder: str | os.PathLike[str], run_folders: Sequence[str | os.PathLike[str]]) -> Path:
+def write_comparison(folder: str | os.PathLike[str], runs: Sequence[str | os.PathLike[str] | Run]) -> Path:
     """Writes `report.html` and `table.md` of several runs, of one or more methods, seeds, tasks and sparsities.
 
     Where a method has several sparsities, `sparsity-TASK-METRIC-PATTERN.svg` has the score against them, a file of its
@@ -49,7 +51,7 @@ def write_comparison(folder: str | os.PathLike[str], run_folders: Sequence[str |
 
     Args:
       folder: where to; made if it is not there.
-      run_folders: of finished runs, at least one.
+      runs: finished ones, at least one: their folders, or what was read.
 
     Returns:
       The path of the page.
@@ -57,10 +59,10 @@ def write_comparison(folder: str | os.PathLike[str], run_folders: Sequence[str |
     Raises:
       InputError: there are no runs, a file of one is missing or broken, or nothing can be written; then nothing is.
     """
-    runs = [read_run(Path(place)) for place in run_folders]
-    if not runs:
+    found = [run if isinstance(run, Run) else read_run(Path(run)) for run in runs]
+    if not found:
         raise InputError(f"{folder}: no run folders to compare; at least one is needed")
-    write_files(Path(folder), {"table.md": markdown(runs), **comparison(runs, Path(folder))})
+    write_files(Path(folder), {"table.md": markdown(found), **comparison(found, Path(folder))})
     return Path(folder) / "report.html"
 
 
@@ -105,7 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m experiments.report", description="Run folders to report.html and table.md."
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", type=Path, help="run folder, or a folder that holds run folders"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        type=Path,
+        help="run folder, a folder that holds run folders, or the figures.csv of a study",
     )
     parser.add_argument(
         "--out",
@@ -115,12 +121,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        places = find_runs(options.runs)
-        if len(places) == 1:
+        tables = [place for place in options.runs if place.suffix == ".csv"]
+        places = find_runs([place for place in options.runs if place not in tables])
+        if len(places) == 1 and not tables:
             page = write_report(places[0], out=options.out)
         else:
-            parent = os.path.commonpath([place.resolve().parent for place in places])
-            page = write_comparison(options.out or parent, places)
+            parent = os.path.commonpath([place.resolve().parent for place in (*places, *tables)])
+            rows = {cell: run for table in tables for cell, run in read_figures(table).items()}
+            page = write_comparison(options.out or parent, [*places, *rows.values()])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ from experiments.presets import METHODS
 from experiments.published import published
 from experiments.report_data import Run, Setting, group_runs, number, spread
 from experiments.report_html import bullets, page, paragraphs, section, table
+from experiments.report_tasks import ABOUT_TASKS, task_table
 
 
 def comparison(runs: Sequence[Run], folder: Path) -> dict[str, str]:
@@ -37,6 +38,7 @@ def comparison(runs: Sequence[Run], folder: Path) -> dict[str, str]:
     body = (
         f'<header><p class="over">comparison</p><h1>{escape(title)}</h1>'
         f"{bullets(words.comparisons(runs))}{paragraphs(words.caveats(runs), 'notice')}</header>\n"
+        + section("Tasks side by side", *_tasks(runs))
         + section("Methods", *(_table(task, runs) for task in tasks), paragraphs(words.below_table(runs), "note"))
         + section("Score against step", *curves)
         + section("Score against sparsity", *(chart.figure() for chart in charts.values()))
@@ -73,6 +75,11 @@ def _table(task: str, runs: Sequence[Run]) -> str:
     metrics = ", ".join(dict.fromkeys(run.metric for run in members))
     rows = [[row[i] for i in order] for row in words.table_rows(members)]
     return f"<h3>{escape(task)} ({escape(metrics)})</h3>" + table([words.HEADER[i] for i in order], rows)
+
+
+def _tasks(runs: Sequence[Run]) -> list[str]:
+    header, rows = task_table(runs)
+    return [table(header, rows), paragraphs([ABOUT_TASKS], "note")] if rows else []
 
 
 def _overlay(setting: Setting, methods: dict[str, list[Run]], colours: dict[str, str]) -> str:

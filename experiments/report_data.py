@@ -17,7 +17,8 @@ from kaprune_jax._reading import as_object, inside, read_json, read_text
 
 # May differ between the runs that one mean is taken over.
 _FREE = frozenset(
-    "seed out command resume method teacher auxiliary_teacher study cell log_every augment_file mesh remat".split()
+    "seed out command resume task method teacher auxiliary_teacher study cell log_every augment_file mesh remat "
+    "distributed".split()
 )
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TransferSettings)}
 # What else runs of one method may be compared by.
@@ -189,7 +190,7 @@ def group_runs(runs: Sequence[Run]) -> dict[Setting, dict[str, list[Run]]]:
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Settings, other than the seed and places, in which runs of one mean differ: name to the values there are."""
-    names = sorted(set().union(*(run.config for run in runs)) - _FREE)
+    names = sorted((_DEFAULTS.keys() & set().union(*(run.config for run in runs))) - _FREE)
     values = {
         name: sorted(
             {

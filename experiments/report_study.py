@@ -10,8 +10,9 @@ from experiments import report_text as words
 from experiments.charts import Dot, Line, dot_chart, line_chart
 from experiments.report import write_files
 from experiments.report_compare import colours_of, link_to
-from experiments.report_data import Run, Setting, differing_settings, read_run
+from experiments.report_data import Run, Setting, differing_settings
 from experiments.report_html import bullets, details, page, paragraphs, section, table
+from experiments.report_markdown import markdown_table
 from experiments.structure_pictures import average, picture, read_structure
 from experiments.study_data import Mean, Overlap, Row, alone, gap, mean_of, overlaps, study_rows
 from kaprune_jax.deploy.masks import Structure
@@ -39,27 +40,24 @@ _ABOUT_LEFT = (
 )
 
 
-def write_study(out: Path, folders: list[Path]) -> Path:
+def write_study(out: Path, runs: Sequence[Run], missing: Sequence[Path] = ()) -> Path:
     """Writes `study.html` and `study.md` of the cells that have a result; those without are counted.
 
     Args:
       out: where to; made if it is not there.
-      folders: of all cells, finished or not.
+      runs: the finished cells.
+      missing: folders of the others.
 
     Returns:
       The path of the page.
 
     Raises:
-      InputError: a file of a finished cell is missing or broken, or nothing can be written; then nothing is.
+      InputError: masks of a finished cell are broken, or nothing can be written; then nothing is.
     """
-    folders = list(dict.fromkeys(folders))
-    done = [folder for folder in folders if (folder / "result.json").is_file()]
-    runs = [read_run(folder) for folder in done]
     structures = {run.folder: found for run in runs if (found := read_structure(run)) is not None}
     groups = study_rows(runs)
-    missing = [folder for folder in folders if folder not in done]
     pairs = overlaps([row for rows in groups.values() for row in rows], structures)
-    notes = _notes(groups, len(folders), len(missing))
+    notes = _notes(groups, len(runs) + len(missing), len(missing))
     html = _page(out, runs, missing, groups, structures, pairs, notes)
     write_files(out, {"study.md": _markdown(groups, pairs, notes, _commands(runs)), "study.html": html})
     return out / "study.html"
@@ -227,18 +225,14 @@ def _markdown(
     notes: Sequence[str],
     commands: Sequence[str],
 ) -> str:
-    def lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-        cells = [header, ["---"] * len(header), *rows]
-        return "".join(f"| {' | '.join(' '.join(c.replace('|', chr(92) + '|').split()) for c in r)} |\n" for r in cells)
-
     parts = ["".join(f"- {' '.join(note.split())}\n" for note in notes)]
     parts += [
-        f"## {words.name_setting(setting)}\n\n{setting.metric}\n\n{lines(HEADER, table_rows(rows))}"
+        f"## {words.name_setting(setting)}\n\n{setting.metric}\n\n{markdown_table(HEADER, table_rows(rows))}"
         for setting, rows in groups.items()
     ]
     parts += [f"{_READ_AS}\n"] * bool(groups)
     parts += [
-        f"## How alike what is left is, {_asked(sparsity)}\n\n{lines(OVERLAP_HEADER, overlap_rows(found))}"
+        f"## How alike what is left is, {_asked(sparsity)}\n\n{markdown_table(OVERLAP_HEADER, overlap_rows(found))}"
         for sparsity, found in pairs.items()
     ]
     parts += [f"{_ABOUT_OVERLAP}\n"] * bool(pairs)

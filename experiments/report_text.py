@@ -274,17 +274,3 @@ def comparisons(runs: Sequence[Run]) -> list[str]:
                     f"{first} against {name}, {points(gap.mean)}{deviation} points of {setting.metric} ({seeds_text})."
                 )
     return found
-
-
-def markdown(runs: Sequence[Run]) -> str:
-    """The table as Markdown, how to read it, and the command of each run."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |\n"
-
-    text = line(HEADER) + line(["---"] * len(HEADER)) + "".join(line(row) for row in table_rows(runs))
-    text += "".join(f"\n{paragraph}\n" for paragraph in below_table(runs))
-    notes = comparisons(runs) + caveats(runs)
-    text += "".join(f"\n- {' '.join(note.split())}" for note in notes) + ("\n" if notes else "")
-    commands = dict.fromkeys(" ".join(run.command.split()) for run in runs if run.command)
-    return text + ("\nMade by\n\n" + "".join(f"    {command}\n" for command in commands) if commands else "")

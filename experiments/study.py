@@ -8,7 +8,8 @@ FILE is JSON:
 `base` has flags of the command, without dashes, for every cell; each grid is crossed out, and cells that two grids have
 in common are run once. `runs` are dense models fine-tuned before, by name; "@NAME" is one as a cell's model or teacher.
 Teachers are shared by the cells that have the same ones. Slices may run at the same time, on several machines with a
-common folder: cell k belongs to slice k modulo N. A grid that has grown since keeps the cells it has.
+common folder: cell k belongs to slice k modulo N. A grid that has grown since keeps the cells it has, and so does a
+folder that has only `figures.csv` left of them.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from experiments.lock import Busy, hold, release
+from experiments.report_data import Run
 from experiments.settings import Settings
 from kaprune_jax._errors import InputError
 from kaprune_jax._reading import read_json
@@ -63,7 +65,7 @@ class Kind(Generic[S]):
       defaults: flags of every cell that does not say otherwise.
       resolve: settings with every default filled in, checked.
       run: runs a cell: its settings, its folder, the study's folder.
-      write: writes the report of the finished ones among the cells' folders, and gives its place.
+      write: writes the report into a folder, of the finished cells and the folders of the others; gives its place.
       reduce: the flags of a cell without those that say nothing of it, so that equal cells are one.
     """
 
@@ -71,7 +73,7 @@ class Kind(Generic[S]):
     defaults: Flags
     resolve: Callable[[S], S]
     run: Callable[[S, Path, Path, ShouldStop], None]
-    write: Callable[[Path, list[Path]], Path]
+    write: Callable[[Path, list[Run], list[Path]], Path]
     reduce: Callable[[Flags], Flags] = lambda cell: cell
 
 
@@ -155,27 +157,59 @@ def read_slice(text: str | None) -> tuple[int, int]:
 
 
 def run_study(kind: Kind[S], file: str, cell: str | None, should_stop: ShouldStop) -> None:
-    """Runs the cells of a slice that have no result yet, then writes the report of all that have one."""
+    """Runs the cells of a slice that have no result yet, then writes the report of all that have one.
+
+    Each result is kept in `figures.csv` too, and is there even when its folder has gone.
+    """
     from experiments.record import say
 
     grid = read_grid(file, kind)
     number, count = read_slice(cell)
     resolved = _resolve(kind, grid, file)  # says what is wrong before it runs
+    folders = [Path(settings.out or "") for settings in resolved]
+    known = _finished(grid.out, folders)
     mine = [settings for index, settings in enumerate(resolved) if index % count == number - 1]
     _compile_once(grid.out)
     for name, flags in grid.runs.items():
         make_once(grid.out / "runs" / name, lambda work, flags=flags: _run_first(flags, work, should_stop), should_stop)
     for index, settings in enumerate(mine, 1):
-        assert settings.out is not None
-        folder = Path(settings.out)
-        if (folder / "result.json").is_file():
+        folder = Path(settings.out or "")
+        if _cell_of(folder) in known or (folder / "result.json").is_file():
             continue
         say(f"\ncell {index} of {len(mine)}: {folder.name}")
         hold(folder)
         kind.run(settings, folder, grid.out, should_stop)
         lighten(folder)
         release(folder)
-    say(f"report: {kind.write(grid.out, [Path(settings.out or '') for settings in resolved])}")
+        _keep(grid.out, folders)
+    runs = _keep(grid.out, folders)
+    cells = {_cell_of(folder): folder for folder in folders}
+    missing = [folder for cell, folder in cells.items() if cell not in runs]
+    say(f"report: {kind.write(grid.out, [runs[cell] for cell in cells if cell in runs], missing)}")
+
+
+def _cell_of(folder: Path) -> str:
+    """The digest of a cell's flags, in which its folder's name ends."""
+    return folder.name[-8:]
+
+
+def _finished(out: Path, folders: Sequence[Path]) -> dict[str, Run]:
+    """The runs of finished cells by their digests: from their folders, else from the table of figures."""
+    from experiments.figures import FIGURES, read_figures
+    from experiments.report_data import read_run
+
+    known = read_figures(out / FIGURES) if (out / FIGURES).exists() else {}
+    return known | {_cell_of(folder): read_run(folder) for folder in folders if (folder / "result.json").is_file()}
+
+
+def _keep(out: Path, folders: Sequence[Path]) -> dict[str, Run]:
+    """Brings the table of figures up to date; gives the runs in it."""
+    from experiments.figures import FIGURES, format_figures
+    from experiments.report import write_files
+
+    if runs := _finished(out, folders):
+        write_files(out, {FIGURES: format_figures(runs)})
+    return runs
 
 
 def _resolve(kind: Kind[S], grid: Grid, file: str) -> list[S]:

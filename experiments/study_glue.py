@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from experiments.report_data import Run
 from experiments.settings import TEACHER, Settings, resolve, teacher_settings
 from experiments.study import Kind, ShouldStop, digest_of, make_once
 from kaprune_jax._errors import InputError
@@ -51,9 +52,8 @@ def _run(settings: Settings, folder: Path, out: Path, should_stop: ShouldStop) -
     write_report(folder)
 
 
-def _write(out: Path, folders: list[Path]) -> Path:
+def _write(out: Path, runs: list[Run], missing: list[Path]) -> Path:
     """The page of the finished cells; before there is one, none is written."""
     from experiments.report import write_comparison
 
-    done = [folder for folder in dict.fromkeys(folders) if (folder / "result.json").is_file()]
-    return write_comparison(out, done) if done else out
+    return write_comparison(out, runs) if runs else out

@@ -4,7 +4,7 @@ import json
 
 import jax
 import pytest
-from short_runs import QUICK
+from short_runs import QUICK, make_files
 
 import kaprune_jax as kp
 from experiments import glue
@@ -28,13 +28,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def files(tmp_path):
     """Own training and dev files of an easy task, as --train-file and --dev-file."""
-    good, bad = ("good", "great", "lovely", "perfect"), ("bad", "awful", "boring", "dull")
-    rows = [f"the {work} was {word} .\t{label}" for work in ("film", "song", "book", "show", "game", "meal")
-            for label, words in (("yes", good), ("no", bad)) for word in words]  # fmt: skip
-    train, dev = tmp_path / "train.tsv", tmp_path / "dev.tsv"
-    train.write_text("sentence\tlabel\n" + "\n".join(rows[:40]) + "\n", "utf-8")
-    dev.write_text("sentence\tlabel\n" + "\n".join(rows[40:]) + "\n", "utf-8")
-    return ["--train-file", str(train), "--dev-file", str(dev)]
+    return make_files(tmp_path)
 
 
 @pytest.fixture

@@ -28,6 +28,17 @@ SHORT = ["--steps", "12", "--teacher-steps", "8", "--batch-size", "8", "--evalua
 SHORT += ["--allow-weak-teacher", "--updates", "4"]
 
 
+def make_files(folder: Path) -> list[str]:
+    """Own training and dev files of an easy task, as --train-file and --dev-file."""
+    good, bad = ("good", "great", "lovely", "perfect"), ("bad", "awful", "boring", "dull")
+    rows = [f"the {work} was {word} .\t{label}" for work in ("film", "song", "book", "show", "game", "meal")
+            for label, words in (("yes", good), ("no", bad)) for word in words]  # fmt: skip
+    train, dev = folder / "train.tsv", folder / "dev.tsv"
+    train.write_text("sentence\tlabel\n" + "\n".join(rows[:40]) + "\n", "utf-8")
+    dev.write_text("sentence\tlabel\n" + "\n".join(rows[40:]) + "\n", "utf-8")
+    return ["--train-file", str(train), "--dev-file", str(dev)]
+
+
 def lines(file: Path) -> list[dict]:
     """The records of a file of JSON lines."""
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]

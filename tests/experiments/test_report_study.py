@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pages import Page
 
+from experiments.report_data import read_run
 from experiments.report_study import HEADER, write_study
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.masks import MASKS, save_masks
@@ -45,6 +46,12 @@ def make_cell(
     return hidden, heads, units
 
 
+def write_cells(out, folders):
+    """The report of a study's cells, those whose folders are there being finished."""
+    done = [folder for folder in folders if folder.is_dir()]
+    return write_study(out, [read_run(folder) for folder in done], [each for each in folders if each not in done])
+
+
 def tables(markdown):
     """The cells of each table, by heading."""
     found = {}
@@ -70,7 +77,7 @@ def make_study(place):
 
 def test_means_errors_and_paired_differences(tmp_path):
     scores, _, folders = make_study(tmp_path)
-    path = write_study(tmp_path / "out", folders)
+    path = write_cells(tmp_path / "out", folders)
     assert path == tmp_path / "out" / "study.html"
     text = (tmp_path / "out" / "study.md").read_text("utf-8")
     header, *rows = tables(text)["rte, element, 80.0 % asked"]
@@ -103,7 +110,7 @@ def test_means_errors_and_paired_differences(tmp_path):
 def test_page(tmp_path):
     _, left, folders = make_study(tmp_path)
     (folders[0] / "report.html").write_text("here", "utf-8")
-    html = write_study(tmp_path, folders).read_text("utf-8")
+    html = write_cells(tmp_path, folders).read_text("utf-8")
     page, table = Page(html), (tmp_path / "study.md").read_text("utf-8")
     for text in (page.text, table):
         assert "without a result yet: 2 of 15 cells." in text
@@ -129,7 +136,7 @@ def test_overlaps(tmp_path):
     for seed in range(2):
         folders.append(tmp_path / "cells" / f"mrpc-{seed}")
         more[seed] = make_cell(folders[-1], task="mrpc", seed=seed)
-    write_study(tmp_path, folders)
+    write_cells(tmp_path, folders)
     found = tables((tmp_path / "study.md").read_text("utf-8"))["How alike what is left is, 80.0 % asked"]
 
     def jaccard(one, two, part):
@@ -158,7 +165,7 @@ def test_one_number_of_rows_is_a_chart_of_dots(tmp_path):
         for seed in range(2):
             folders.append(tmp_path / f"{coupling}-{seed}")
             make_cell(folders[-1], coupling=coupling, seed=seed, last=0.7 + 0.02 * seed)
-    text = Page(write_study(tmp_path, folders).read_text("utf-8")).text
+    text = Page(write_cells(tmp_path, folders).read_text("utf-8")).text
     assert "0.7100, n = 2: cofi, joint with mnli" in text
     assert "against target rows" not in text
 
@@ -169,12 +176,12 @@ def test_settings_of_the_coupling_are_not_averaged_together(tmp_path):
         folders, ("joint", "joint", "none", "none"), ("both", "weights") * 2, strict=True
     ):
         make_cell(folder, coupling=coupling, share=share, last=0.6 if folder.name == "other" else 0.7)
-    write_study(tmp_path, folders[:3])
+    write_cells(tmp_path, folders[:3])
     rows = tables((tmp_path / "study.md").read_text("utf-8"))["rte, element, 80.0 % asked"][1:]
     assert {row[0] for row in rows} == {
         "cofi, alone", "cofi, joint with mnli", "cofi, joint with mnli (share weights)",
     }  # fmt: skip
-    write_study(tmp_path, folders)  # twice the same seed: n does not grow
+    write_cells(tmp_path, folders)  # twice the same seed: n does not grow
     rows = tables((tmp_path / "study.md").read_text("utf-8"))["rte, element, 80.0 % asked"][1:]
     (alone,) = [row for row in rows if row[0] == "cofi, alone"]
     assert alone[2:4] == ["1 (0)", "0.6500"]
@@ -184,10 +191,10 @@ def test_settings_of_the_coupling_are_not_averaged_together(tmp_path):
 def test_sparse_runs_and_nothing_at_all(tmp_path):
     folder = tmp_path / "cells" / "one"
     make_cell(folder, removed=None, method="sparsebert", coupling="joint")
-    page = Page(write_study(tmp_path, [folder]).read_text("utf-8"))
+    page = Page(write_cells(tmp_path, [folder]).read_text("utf-8"))
     assert "sparsebert, joint with mnli" in page.text
     assert "What is left" not in page.text
-    page = Page(write_study(tmp_path / "none", [tmp_path / "absent"]).read_text("utf-8"))
+    page = Page(write_cells(tmp_path / "none", [tmp_path / "absent"]).read_text("utf-8"))
     assert "without a result yet: 1 of 1 cell." in page.text
     assert "nan" not in page.text
 
@@ -196,5 +203,5 @@ def test_a_broken_cell_is_said_and_nothing_is_written(tmp_path):
     _, _, folders = make_study(tmp_path)
     (folders[1] / "result.json").write_text("{", "utf-8")
     with pytest.raises(InputError, match="none-100-1"):
-        write_study(tmp_path / "out", folders)
+        write_cells(tmp_path / "out", folders)
     assert not (tmp_path / "out").exists()
