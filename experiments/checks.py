@@ -61,11 +61,6 @@ def check(settings: "Settings") -> None:
         value = getattr(settings, name)
         if value is not None and not low <= value <= high:  # also refuses NaN
             raise InputError(f"--{name.replace('_', '-')} {value}: {allowed} is needed")
-    if not 0.0 <= settings.initial_sparsity <= (settings.sparsity or 0.0):
-        raise InputError(
-            f"--initial-sparsity {settings.initial_sparsity}: a fraction from 0 to --sparsity {settings.sparsity} is "
-            "needed"
-        )
     for method in settings.methods:
         if method not in METHODS:
             raise InputError(f"--method {method!r} is unknown; allowed: {', '.join(METHODS)}")
@@ -77,15 +72,7 @@ def check(settings: "Settings") -> None:
         raise InputError(f"--augment {settings.augment} does not go with --method dense: a teacher labels the new rows")
     loss_weights(settings.loss_weights or "")
     gate_names(settings.gates)
-    if settings.initial_sparsity and settings.sparsity_schedule == "one-shot":
-        raise InputError(
-            f"--initial-sparsity {settings.initial_sparsity} does not go with --sparsity-schedule one-shot"
-        )
     if "cofi" in settings.methods:
-        if settings.initial_sparsity:
-            raise InputError(f"--initial-sparsity {settings.initial_sparsity} does not go with --method cofi")
-        if settings.schedule == "hold":
-            raise InputError("--schedule hold does not go with --method cofi; allowed there: constant, linear")
         if settings.recipe == "paper":
             raise InputError("--recipe paper is SparseBERT's, and --method cofi is not; leave one of them out")
         _check_cofi(settings)

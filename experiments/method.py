@@ -71,7 +71,7 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
     names = "batch_size warmup weight_decay max_length limit_train hold_out dtype seed evaluations".split()
     if planned.target_step:
         names += "recipe schedule epochs epochs_over steps learning_rate augment".split()
-        names += "dropout scope scores regrow student target_at initial_sparsity sparsity_schedule updates".split()
+        names += "dropout scope scores student target_at sparsity_schedule updates".split()
     if method == "cofi":
         names += "gates before after gate_learning_rate gate_start dual_learning_rate penalty stiffness".split()
         names += "train_embeddings prune_vocabulary".split()
@@ -122,9 +122,8 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
     steps = count_steps(prepared, dense=dense)
     schedule = None if dense else _schedule(method, settings, steps)
     shape = settings.teacher_schedule if dense else settings.schedule
-    hold = schedule.end if schedule is not None and shape == "hold" else 0
-    falling = "constant" if shape == "constant" else "linear"
-    rate = learning_rate(peak, steps=steps, schedule=falling, warmup=settings.warmup, hold=hold)
+    assert shape is not None
+    rate = learning_rate(peak, steps=steps, schedule=shape, warmup=settings.warmup)
     optimizer = adamw(rate, weight_decay=settings.weight_decay)
     params = prepared.start.params
     if schedule is None:
@@ -138,7 +137,7 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
                 f"--teacher {settings.teacher}: {what} prunes the teacher, which must have the shape of "
                 f"--model {settings.model}; give that one's fine-tuned model, or leave {what} out"
             )
-        params = teacher.params if student == "teacher" else _mean(prepared.start.params, teacher.params)
+        params = teacher.params
     if objective.projection and teacher is not None:
         widths = (prepared.start.config.hidden_size, teacher.config.hidden_size)
         key = jax.random.fold_in(jax.random.key(settings.seed), 1)
@@ -152,16 +151,9 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
             pattern=settings.pattern,
             scope=settings.scope,  # pyright: ignore[reportArgumentType]
             scores=chosen.scores,
-            regrow=settings.regrow,
         ),
     )
     return Plan("prune", params, objective, _extra(tx), rate, steps, schedule.end, notes)
-
-
-def _mean(start: Params, teacher: Params) -> Params:
-    """The mean of two encoders, with the teacher's head: that of the start has not learned anything."""
-    mean = jax.tree.map(lambda one, two: (one + two) / 2, start, teacher)
-    return {**mean, "head": teacher["head"]} if "head" in teacher else mean
 
 
 def count_steps(prepared: Prepared, *, dense: bool) -> int:
@@ -189,8 +181,7 @@ def _schedule(method: str, settings: Settings, steps: int) -> PruningSchedule:
     if method == "prune-then-finetune":
         return PruningSchedule(settings.sparsity, 0, 1, shape="one-shot")
     end = min(steps, max(1, round(settings.target_at * steps)))
-    options: dict[str, Any] = {"initial": settings.initial_sparsity, "shape": settings.sparsity_schedule}
-    return PruningSchedule(settings.sparsity, 0, end, **options)
+    return PruningSchedule(settings.sparsity, 0, end, shape=settings.sparsity_schedule)
 
 
 def make_objective(

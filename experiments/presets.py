@@ -12,6 +12,7 @@ from kaprune_jax.prune.magnitude import Scores
 
 Recipe = Literal["best", "paper"]
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
+Schedule = Literal["constant", "linear"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Preset:
     other_learning_rate: float = 5e-4
     batch_size: int = 32
     max_length: int = 128
-    schedule: Literal["constant", "linear"] = "linear"
+    schedule: Schedule = "linear"
     target_at: float = 0.5
     scores: Scores = "sensitivity"
     dropout: float | None = None

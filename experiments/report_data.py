@@ -22,9 +22,7 @@ _FREE = frozenset(
 )
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TransferSettings)}
 # What else runs of one method may be compared by.
-_CHANGES = (
-    "augment student target_at initial_sparsity sparsity_schedule scope scores regrow loss_weights temperature".split()
-)
+_CHANGES = "augment student target_at sparsity_schedule scope scores loss_weights temperature".split()
 _CHANGES += "schedule warmup learning_rate dropout".split()
 # Say nothing of a run without auxiliary tasks.
 _COUPLED = frozenset(_DEFAULTS) - {field.name for field in dataclasses.fields(Settings)}
@@ -219,9 +217,7 @@ def _changes(run: Run) -> list[str]:
             value = value if run.figure("examples", "augmented") > 0 else None
         if name in BY_METHOD and value is None:  # the recipe's
             continue
-        if value is True:
-            found.append(name)
-        elif value != usual[name]:
+        if value != usual[name]:
             shown = f"{value:g}" if isinstance(value, float) else "none" if value in (None, "") else str(value)
             found.append(f"{name.replace('_', ' ')} {shown}")
     return found

@@ -35,7 +35,6 @@ from kaprune_jax.train.step import (
     init_state,
     make_predict,
     make_train_step,
-    masked_params,
     split_projection,
 )
 
@@ -172,7 +171,7 @@ def run_method(
         steps=planned.steps,
         target_step=planned.target_step,
         rate=planned.rate,
-        evaluate=lambda state: evaluate(predict, masked_params(state), prepared, batch_size=settings.batch_size or 1),
+        evaluate=lambda state: evaluate(predict, state.params, prepared, batch_size=settings.batch_size or 1),
         removed=lambda state: sparsity(get_masks(state.opt_state) or {}),
         write=write,
         mesh=prepared.mesh,

@@ -3,18 +3,19 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, get_args
 
 from experiments.checks import check, check_questions
 from experiments.flags import flag as _flag
 from experiments.flags import parse as parse_flags
-from experiments.presets import GIVEN_TASKS, METHODS, MICRO_TASKS, OWN_FILES, PRESETS, RECIPES, Preset, Recipe
+from experiments.presets import GIVEN_TASKS, METHODS, MICRO_TASKS, OWN_FILES, PRESETS, RECIPES, Preset, Recipe, Schedule
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.squad import is_squad_file
 from kaprune_jax.models.layout import GATES
 from kaprune_jax.models.products import DTYPES
 from kaprune_jax.prune.magnitude import SCORES, Scores
 from kaprune_jax.prune.patterns import parse_pattern
+from kaprune_jax.prune.schedules import Rise
 
 S = TypeVar("S", bound="Settings")
 
@@ -66,22 +67,17 @@ class Settings:
     pattern: str = _flag("element, block-RxC (R inputs by C outputs), block-RxC-balanced or N:M", "element")
     scope: str = _flag("rank weights within each matrix, or over all", "matrix", choices=("matrix", "global"))
     scores: Scores | None = _flag(
-        "the smallest of which are removed: magnitude (of weights), movement (away from zero) or sensitivity (of the "
-        "loss) [by task and recipe]",
+        "the smallest of which are removed: magnitude (of weights) or sensitivity (of the loss) [by task and recipe]",
         None,
         choices=SCORES,
     )
-    regrow: bool = _flag("let removed weights come back until the sparsity is reached", False)
     student: str = _flag(
-        "what is pruned while distilling: the pre-trained encoder, the teacher, or their mean",
+        "what is pruned while distilling: the pre-trained encoder or the teacher",
         "pretrained",
-        choices=("pretrained", "teacher", "mean"),
+        choices=("pretrained", "teacher"),
     )
     target_at: float | None = _flag("fraction of the run at which the sparsity is reached, in (0, 1] [by recipe]", None)
-    sparsity_schedule: str = _flag(
-        "how the sparsity rises until then", "cubic", choices=("cubic", "linear", "one-shot")
-    )
-    initial_sparsity: float = _flag("fraction it rises from, gone with the first mask update, in [0, sparsity]", 0.0)
+    sparsity_schedule: Rise = _flag("how the sparsity rises until then", "cubic", choices=get_args(Rise))
     updates: int = _flag("mask updates until then, a number >= 1", 100)
     epochs: float | None = _flag("passes over the training rows while pruning, > 0 [by task and recipe]", None)
     epochs_over: str | None = _flag(
@@ -90,10 +86,8 @@ class Settings:
     steps: int | None = _flag("optimizer steps while pruning, >= 1 [from --epochs]", None)
     teacher_steps: int | None = _flag("optimizer steps while fine-tuning the teacher, >= 1 [from its epochs]", None)
     learning_rate: float | None = _flag("highest learning rate while pruning, > 0 [by task, recipe and method]", None)
-    schedule: str | None = _flag(
-        "of the learning rate while pruning; hold: constant until the sparsity is reached, then linear [by recipe]",
-        None,
-        choices=("constant", "linear", "hold"),
+    schedule: Schedule | None = _flag(
+        "of the learning rate while pruning, after the warm-up [by recipe]", None, choices=get_args(Schedule)
     )
     warmup: float = _flag("fraction of the steps with a rising learning rate, in [0, 1)", 0.0)
     dropout: float | None = _flag(
@@ -103,7 +97,7 @@ class Settings:
     batch_size: int | None = _flag("rows per step, >= 1 [by task]", None)
     teacher_epochs: float | None = _flag("passes while fine-tuning the teacher, > 0 [by task]", None)
     teacher_learning_rate: float | None = _flag("highest learning rate of the teacher, > 0 [by task]", None)
-    teacher_schedule: str = _flag("of the teacher's learning rate", "linear", choices=("constant", "linear"))
+    teacher_schedule: Schedule = _flag("of the teacher's learning rate", "linear", choices=get_args(Schedule))
     loss_weights: str | None = _flag(
         "changes to the method's loss weights, such as hidden=0.5,labels=1; names: embeddings, hidden, attention, "
         "logits, labels [for sparsebert by task and recipe]",

@@ -89,11 +89,8 @@ def resolve(settings: TransferSettings) -> TransferSettings:
         raise InputError(f"--method {settings.method}: allowed here: cofi, sparsebert")
     if settings.recipe != "best":
         raise InputError(f"--recipe {settings.recipe}: that of one task alone, for experiments.glue")
-    for name in ("regrow", "student", "initial_sparsity"):
-        if (value := getattr(settings, name)) != getattr(Settings, name):
-            raise InputError(f"--{name.replace('_', '-')} {value}: of one task alone, for experiments.glue")
-    if settings.schedule == "hold":
-        raise InputError("--schedule hold: of one task alone, for experiments.glue; allowed here: constant, linear")
+    if settings.student != Settings.student:
+        raise InputError(f"--student {settings.student}: of one task alone, for experiments.glue")
     if settings.augment is not None:
         raise InputError(f"--augment {settings.augment}: augmented rows are for experiments.glue")
     _several("coupling", settings.coupling, COUPLINGS)

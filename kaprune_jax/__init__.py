@@ -47,7 +47,6 @@ from .prune.magnitude import magnitude_pruning as magnitude_pruning
 from .prune.masks import apply_masks as apply_masks
 from .prune.masks import mask_moments as mask_moments
 from .prune.masks import sparsity as sparsity
-from .prune.masks import straight_through as straight_through
 from .prune.masks import topk_mask as topk_mask
 from .prune.schedules import PruningSchedule as PruningSchedule
 from .prune.schedules import cubic as cubic

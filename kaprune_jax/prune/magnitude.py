@@ -1,11 +1,10 @@
 """Magnitude pruning as an optax transformation, and the same with scores that look at gradients.
 
 SparseBERT (Xu et al., 2021, arXiv:2104.08682), section 3: masks are taken from |w| while the model trains; what is
-gone stays gone. With the schedule of Zhu and Gupta (2017, arXiv:1710.01878). Movement: Sanh et al. (2020,
-arXiv:2005.07683), equation 5; sensitivity: Molchanov et al. (2019, arXiv:1906.10771), equation 8 without the square.
+gone stays gone. With the schedule of Zhu and Gupta (2017, arXiv:1710.01878). Sensitivity: Molchanov et al. (2019,
+arXiv:1906.10771), equation 8 without the square.
 """
 
-import functools
 import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
@@ -22,7 +21,7 @@ from kaprune_jax.prune.masks import _keys, _select, choose_pieces
 from kaprune_jax.prune.patterns import Pattern, parse_pattern
 from kaprune_jax.prune.schedules import PruningSchedule
 
-Scores = Literal["magnitude", "movement", "sensitivity"]
+Scores = Literal["magnitude", "sensitivity"]
 SCORES: tuple[Scores, ...] = get_args(Scores)
 _MEMORY = 0.98  # of the mean of sensitivities: some fifty steps
 
@@ -37,7 +36,6 @@ class MagnitudePruningState(NamedTuple):
       delivered: the fraction of prunable weights removed, counted from the masks at that update.
       updated: whether the last step changed the masks.
       importance: what was gathered from gradients for the scores; None for magnitudes.
-      settled: with regrowth whether removed weights are gone for good, from the end of the schedule on; None without.
     """
 
     count: Int[Array, ""]
@@ -46,7 +44,6 @@ class MagnitudePruningState(NamedTuple):
     delivered: Float[Array, ""]
     updated: Bool[Array, ""]
     importance: Params | None = None
-    settled: Bool[Array, ""] | None = None
 
 
 def magnitude_pruning(
@@ -59,7 +56,6 @@ def magnitude_pruning(
     scope: Literal["matrix", "global"] = "matrix",
     alike: str | None = None,
     scores: Scores = "magnitude",
-    regrow: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes the smallest weights while training goes on; to be placed last in an `optax.chain`.
 
@@ -79,12 +75,8 @@ def magnitude_pruning(
       scope: "matrix": every matrix keeps its own floor(n (1 - s)); "global": all are ranked together.
       alike: matrices whose paths are the same once what this regular expression matches is taken out have one mask,
         made from the sums of their scores: several tasks' copies of a model, say. By default each has its own.
-      scores: what the smallest of are removed: "magnitude", |w|; "movement", the sum of -w ∂L/∂w over the steps, which
-        is large where training moves a weight away from zero; "sensitivity", a running mean of |w ∂L/∂w|, about what
-        the loss would change by without the weight. The latter two need `tx.update(..., grads=gradients)`.
-      regrow: rank all weights at every update, so that removed ones can come back, until the end of the schedule. The
-        update then leaves them as they are: the forward pass has to take `straight_through(params, masks)`, whose
-        gradient reaches them too, until the state is `settled`.
+      scores: what the smallest of are removed: "magnitude", |w|; or "sensitivity", a running mean of |w ∂L/∂w|, about
+        what the loss would change by without the weight, which needs `tx.update(..., grads=gradients)`.
 
     Raises:
       ValueError: scores are unknown; (at update) gradients are missing; (at init) the pattern matches no parameter or
@@ -119,7 +111,7 @@ def magnitude_pruning(
         state = MagnitudePruningState(jnp.int32(0), masks, jnp.float32(0.0), jnp.float32(0.0), jnp.bool_(False))
         if scores != "magnitude":
             state = state._replace(importance=_of_prunable(jnp.zeros_like, masks, params))
-        return state._replace(settled=jnp.bool_(False)) if regrow else state
+        return state
 
     def update(updates, state, params=None, *, grads=None, **_) -> tuple[Any, Any]:
         if params is None:
@@ -128,7 +120,7 @@ def magnitude_pruning(
         if importance is not None:
             if grads is None:
                 raise ValueError(f"scores={scores!r} needs grads=gradients in tx.update")
-            importance = _of_prunable(functools.partial(_gather, scores), state.masks, importance, params, grads)
+            importance = _of_prunable(_gather, state.masks, importance, params, grads)
         count = state.count + 1
         index = jnp.clip(jnp.searchsorted(jnp.asarray(due_steps), count), 0, len(due_steps) - 1)
         due = jnp.asarray(due_steps)[index] == count
@@ -136,31 +128,25 @@ def magnitude_pruning(
         def prune(masks, *_):
             found = _of_prunable(jnp.abs, masks, params) if importance is None else importance
             found = found if alike is None else _summed(found, masks, alike)
-            masks = _update_masks(found, masks, form, sparsities, index, scope, regrow=regrow)
+            masks = _update_masks(found, masks, form, sparsities, index, scope)
             return masks, jnp.asarray(sparsities, jnp.float32)[index], _removed(masks)
 
         masks, asked, delivered = jax.lax.cond(
             due, prune, lambda *unchanged: unchanged, state.masks, state.asked, state.delivered
         )
-        settled = count >= schedule.end if regrow else None
 
         def remove(update, mask, param):
-            if mask is None:
-                return update
-            return jnp.where(mask if settled is None else mask | ~settled, update, -param)
+            return update if mask is None else jnp.where(mask, update, -param)
 
         masked = jax.tree.map(remove, updates, masks, params, is_leaf=lambda leaf: leaf is None)
-        return masked, MagnitudePruningState(count, masks, asked, delivered, due, importance, settled)
+        return masked, MagnitudePruningState(count, masks, asked, delivered, due, importance)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _gather(scores: Scores, importance: Array, param: Array, grad: Array) -> Array:
-    """What was gathered of one matrix, with another gradient."""
-    step = -param * grad
-    if scores == "movement":
-        return importance + step
-    return _MEMORY * importance + (1.0 - _MEMORY) * jnp.abs(step)
+def _gather(importance: Array, param: Array, grad: Array) -> Array:
+    """The sensitivities of one matrix, with those of another gradient."""
+    return _MEMORY * importance + (1.0 - _MEMORY) * jnp.abs(param * grad)
 
 
 def _of_prunable(function: Callable[..., Array], masks: Masks, *trees: Params) -> Params:
@@ -190,12 +176,12 @@ def _removed(masks: Masks) -> Float[Array, ""]:
 
 
 def _update_masks(
-    scores: Params, masks: Masks, form: Pattern, sparsities: np.ndarray, index: Array, scope: str, *, regrow: bool
+    scores: Params, masks: Masks, form: Pattern, sparsities: np.ndarray, index: Array, scope: str
 ) -> Masks:
-    """New masks, inside the old ones unless weights may come back, with the counts of the update at `index`."""
+    """New masks, inside the old ones, with the counts of the update at `index`."""
 
     def keys_of(score, mask):
-        return _keys(form.sums(score), None if regrow else form.split(mask))
+        return _keys(form.sums(score), form.split(mask))
 
     def counts(shape) -> Array:
         return jnp.asarray([form.kept(shape, value) for value in sparsities], jnp.int32)[index]

@@ -137,13 +137,6 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     )
 
 
-def straight_through(params: Params, masks: Masks) -> Params:
-    """What is removed is zero in the forward pass, and gets the gradient it would have there (Bengio et al., 2013,
-    arXiv:1308.3432); leaves whose mask is None pass through."""
-    masked = apply_masks(params, masks)
-    return jax.tree.map(lambda param, zeroed: param + jax.lax.stop_gradient(zeroed - param), params, masked)
-
-
 def sparsity(masks: Masks) -> float:
     """Fraction of the prunable weights that is removed, counted from the masks."""
     leaves = jax.tree.leaves(masks)

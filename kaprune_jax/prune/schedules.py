@@ -6,9 +6,11 @@ s(t) = s_f - (s_f - s_i) (1 - (t - begin) / (end - begin))^3.
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
+
+Rise = Literal["cubic", "linear", "one-shot"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ class PruningSchedule:
     begin: int
     end: int
     initial: int | float = 0.0
-    shape: Literal["cubic", "linear", "one-shot"] = "cubic"
+    shape: Rise = "cubic"
 
     def __post_init__(self):
         if not (math.isfinite(self.final) and 0.0 <= self.final < 1.0):
@@ -36,8 +38,8 @@ class PruningSchedule:
             raise ValueError(f"initial={self.initial!r}; a fraction in [0, final={self.final}] is needed")
         if self.begin < 0 or self.end <= self.begin:
             raise ValueError(f"begin={self.begin}, end={self.end}; 0 <= begin < end is needed")
-        if self.shape not in ("cubic", "linear", "one-shot"):
-            raise ValueError(f"shape={self.shape!r}; allowed: cubic, linear, one-shot")
+        if self.shape not in get_args(Rise):
+            raise ValueError(f"shape={self.shape!r}; allowed: {', '.join(get_args(Rise))}")
 
     def __call__(self, step: int | float) -> float:
         """The fraction to be removed at a step (a number on the host, in float64)."""

@@ -10,7 +10,7 @@ from kaprune_jax._typing import Params
 
 
 def learning_rate(
-    peak: float, *, steps: int, schedule: Literal["constant", "linear"] = "linear", warmup: float = 0.0, hold: int = 0
+    peak: float, *, steps: int, schedule: Literal["constant", "linear"] = "linear", warmup: float = 0.0
 ) -> optax.Schedule:
     """The rate per step: linear warm-up over a fraction of the run, then constant or linear to zero.
 
@@ -19,12 +19,10 @@ def learning_rate(
       steps: length of the run in optimizer steps.
       schedule: "constant" after the warm-up, or "linear" down to zero at the last step.
       warmup: fraction of the steps, in [0, 1).
-      hold: last step at the highest rate, where that lies behind the warm-up: it falls from there.
     """
     rise = round(warmup * steps)
-    start = max(rise, hold)
     fall = peak if schedule == "constant" else 0.0
-    rest = optax.linear_schedule(peak, fall, max(steps - start, 1), transition_begin=start - rise)
+    rest = optax.linear_schedule(peak, fall, max(steps - rise, 1))
     if not rise:
         return rest
     return optax.join_schedules([optax.linear_schedule(0.0, peak, rise), rest], [rise])

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from kaprune_jax._typing import Masks, Params
 from kaprune_jax.distill.objective import DistillConfig, Outputs, objective
-from kaprune_jax.prune.masks import apply_masks, mask_moments, straight_through
+from kaprune_jax.prune.masks import apply_masks, mask_moments
 from kaprune_jax.train.accumulate import Scales, mean_over_parts
 
 Apply = Callable[..., Outputs]
@@ -71,18 +71,6 @@ def for_scores(opt_state: Any, grads: Params) -> dict[str, Params]:
     return {} if optax.tree.get(opt_state, "importance") is None else {"grads": grads}
 
 
-def at_large(masks: Masks, settled: Array) -> Masks:
-    """The masks, or, as long as removed weights may come back, all."""
-    return jax.tree.map(lambda mask: mask | ~settled, masks)
-
-
-def masked_params(state: TrainState) -> Params:
-    """The parameters as they would be delivered: without those that are removed but may come back."""
-    if optax.tree.get(state.opt_state, "settled") is None:  # nothing comes back
-        return state.params
-    return apply_masks(state.params, get_masks(state.opt_state))
-
-
 def split_projection(params: Params) -> tuple[Params, Params | None]:
     """The model's own parameters, and those of the projection if there is one."""
     return {name: part for name, part in params.items() if name != PROJECTION}, params.get(PROJECTION)
@@ -116,8 +104,6 @@ def make_train_step(
             key = key if part is None else jax.random.fold_in(key, part)
 
             def loss_of(params: Params):
-                if settled is not None:
-                    params = straight_through(params, old_masks)
                 model, projection = split_projection(params)
                 output = apply(model, *inputs, dropout_key=key)
                 further: dict[str, Any] = dict(labels=rows["labels"], projection=projection, scales=scales)
@@ -125,10 +111,10 @@ def make_train_step(
 
             return jax.value_and_grad(loss_of, has_aux=True)(state.params)
 
-        old_masks, settled = get_masks(state.opt_state), optax.tree.get(state.opt_state, "settled")
+        old_masks = get_masks(state.opt_state)
         (loss, terms), grads = mean_over_parts(gradient, batch, accumulate)
         if old_masks is not None:
-            grads = apply_masks(grads, old_masks if settled is None else at_large(old_masks, settled))
+            grads = apply_masks(grads, old_masks)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, **for_scores(state.opt_state, grads))
         params = optax.apply_updates(state.params, updates)
         asked = delivered = jnp.float32(0.0)
@@ -136,7 +122,6 @@ def make_train_step(
         if masks is not None:
             asked, delivered = optax.tree.get(opt_state, "asked"), optax.tree.get(opt_state, "delivered")
             gone = optax.tree.get(opt_state, "updated")
-            gone = gone if settled is None else gone & optax.tree.get(opt_state, "settled")
             opt_state = jax.lax.cond(gone, lambda s: mask_moments(s, masks), lambda s: s, opt_state)
         metrics = StepMetrics(loss, terms, asked, delivered, grad_square=optax.tree.norm(grads, squared=True))
         return TrainState(state.step + 1, params, opt_state, state.key), metrics

@@ -242,8 +242,6 @@ def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
         (["--tie", "0.1"], ["--tie 0.1", "own"]),
         (["--coupling", "surgery", "--surgery-on", "gates", "--share", "weights"], ["--surgery-on gates", "nothing"]),
         (["--method", "sparsebert", "--scope", "global"], ["--scope global"]),
-        (["--initial-sparsity", "0.5"], ["--initial-sparsity 0.5", "experiments.glue"]),
-        (["--schedule", "hold"], ["--schedule hold", "experiments.glue"]),
         (["--coupling", "sequential", "--init-from", "x"], ["--init-from x", "sequential"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else None,

@@ -29,9 +29,12 @@ def test_the_papers_recipe_has_its_own():
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "dense"])
 def test_what_is_given_counts_for_every_method(method):
-    flags = ["--learning-rate", "0.1", "--dropout", "0.2", "--scores", "movement", "--loss-weights", "labels=2"]
-    scores = "magnitude" if method == "prune-then-finetune" else "movement"
-    assert tuned(method, settings(*flags)) == (0.1, 0.2, scores, "labels=2")
+    flags = ["--learning-rate", "0.1", "--dropout", "0.2", "--scores", "magnitude", "--loss-weights", "labels=2"]
+    assert tuned(method, settings(*flags)) == (0.1, 0.2, "magnitude", "labels=2")
+
+
+def test_what_is_pruned_before_training_is_ranked_by_magnitude_whatever_is_given():
+    assert tuned("prune-then-finetune", settings("--scores", "sensitivity")).scores == "magnitude"
 
 
 def test_only_what_is_given_is_in_the_settings():

@@ -9,7 +9,7 @@ import kaprune_jax as kp
 from kaprune_jax.models.bert import init_params, make_apply
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.train.optimizer import adamw
-from kaprune_jax.train.step import get_masks, init_state, make_predict, make_train_step, masked_params
+from kaprune_jax.train.step import get_masks, init_state, make_predict, make_train_step
 
 CONFIG = BertConfig(50, 16, 2, 2, 32, 16, head="classification", labels=("a", "b"))
 
@@ -61,34 +61,6 @@ def test_weights_and_moments_of_what_is_removed_are_zero():
                 assert all(not np.any(np.asarray(leaf)[~np.asarray(mask)]) for leaf in leaves)
     assert metrics.delivered == pytest.approx(kp.sparsity(masks), abs=1e-6)
     assert metrics.asked == pytest.approx(0.9)
-
-
-def test_with_regrowth_the_loss_is_that_of_the_masked_model_and_all_weights_learn_until_it_ends():
-    still = CONFIG.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    apply = make_apply(still)
-    pruning = kp.magnitude_pruning(kp.cubic(0.9, end=6), updates=3, scores="sensitivity", regrow=True)
-    tx = optax.chain(adamw(1e-2), pruning)
-    step = jax.jit(make_train_step(apply, tx, kp.hard_labels_loss()))
-    state = init_state(init_params(CONFIG, jax.random.key(0)), tx, jax.random.key(2))
-    for number in range(9):
-        batch, before = batch_of(number), state
-        state, metrics = step(state, None, batch)
-        inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-        inputs = [jnp.asarray(part) for part in inputs]
-        output = apply(masked_params(before), *inputs)
-        loss, _ = kp.objective(kp.hard_labels_loss(), output, None, mask=inputs[1], labels=jnp.asarray(batch["labels"]))
-        np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
-        if number == 3:
-            masks = get_masks(before.opt_state)
-            removed = [~mask for mask in jax.tree.leaves(masks)]
-            moved = jax.tree.leaves(jax.tree.map(
-                lambda mask, one, two: None if mask is None else one != two, masks, before.params, state.params,
-                is_leaf=lambda leaf: leaf is None))  # fmt: skip
-            assert sum(int((a & b).sum()) for a, b in zip(removed, moved, strict=True)) > 0
-    for mask, leaf in zip(jax.tree.leaves(get_masks(state.opt_state), is_leaf=lambda leaf: leaf is None),
-                          jax.tree.leaves(state.params), strict=True):  # fmt: skip
-        assert mask is None or not np.asarray(leaf)[~np.asarray(mask)].any()
-    assert kp.sparsity(get_masks(state.opt_state)) == pytest.approx(0.9, abs=2e-3)
 
 
 def test_the_teacher_is_deterministic_and_gets_no_gradient():
