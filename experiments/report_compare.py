@@ -138,7 +138,11 @@ def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]], colours: dic
 
 
 def _where(groups: dict[Setting, dict[str, list[Run]]]) -> str:
-    parts = []
+    parts, even = [], []
+    rankings: dict[str, dict[str, None]] = {}
+    for run in (run for methods in groups.values() for members in methods.values() for run in members):
+        if text := words.about_ranking(run):
+            rankings.setdefault(text, {})[run.name] = None
     for setting, methods in groups.items():
         found: dict[str, dict[str, list[float]]] = {}
         for method, members in methods.items():
@@ -147,6 +151,10 @@ def _where(groups: dict[Setting, dict[str, list[Run]]]) -> str:
                 per_matrix = per_matrix if isinstance(per_matrix, dict) else {}
                 for kind, values in kinds({path: number(value) for path, value in per_matrix.items()}).items():
                     found.setdefault(method, {}).setdefault(kind, []).extend(values)
+        shares = [value for kinds_of in found.values() for values in kinds_of.values() for value in values]
+        if shares and max(shares) - min(shares) < 5e-4:
+            even.append(f"{words.name_setting(setting)}: {words.percent(spread(shares).mean)} of every matrix.")
+            continue
         columns = list(dict.fromkeys(kind for values in found.values() for kind in values))
         rows = [
             (method, *(words.percent(spread(values.get(kind, [])).mean) for kind in columns))
@@ -154,8 +162,10 @@ def _where(groups: dict[Setting, dict[str, list[Run]]]) -> str:
         ]
         if rows:
             parts.append(f"<h3>{escape(words.name_setting(setting))}</h3>{table(('method', *columns), rows)}")
-    text = "<p>Weights removed, mean over layers and seeds, by kind of matrix.</p>"
-    return text + "".join(parts) if parts else ""
+    text = "<p>Weights removed, mean over layers and seeds, by kind of matrix.</p>" if parts else ""
+    one = len(rankings) == 1
+    ranked = [text if one else f"{', '.join(names)}: {text}" for text, names in rankings.items()]
+    return (paragraphs(ranked) if one else bullets(ranked)) + text + "".join(parts) + bullets(even)
 
 
 def _list(runs: Sequence[Run], folder: Path) -> str:

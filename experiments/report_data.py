@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.presets import METHODS, OWN_FILES, PRESETS
+from experiments.presets import METHODS, OWN_FILES, PRESETS, Preset
 from experiments.settings import BY_METHOD, Settings
 from experiments.source import HELD_OUT
 from experiments.transfer_settings import TransferSettings
@@ -64,6 +64,14 @@ class Run(NamedTuple):
             return f"{self.method}, {_name_coupling(coupling, self.config)}"
         parts = [self.method, *(["paper's recipe"] if self.config.get("recipe") == "paper" else []), *_changes(self)]
         return ", ".join(parts)
+
+    @property
+    def ranked_by(self) -> str:
+        """By what weights were ranked, "magnitude" or "sensitivity"; empty where none were."""
+        if self.method == "dense" or self.is_smaller:
+            return ""
+        given = None if self.method == "prune-then-finetune" else self.config.get("scores")
+        return str(given or by_recipe(self.method, _preset_of(self)).scores)
 
     @property
     def is_smaller(self) -> bool:
@@ -206,9 +214,7 @@ def _changes(run: Run) -> list[str]:
     """What a run without auxiliary tasks does otherwise than its task's recipe, where methods are compared by it."""
     if run.method == "dense":
         return []
-    recipe = "paper" if run.config.get("recipe") == "paper" else "best"
-    task = run.task.removesuffix(HELD_OUT)
-    preset = PRESETS[recipe].get(task, OWN_FILES[recipe])
+    preset = _preset_of(run)
     usual = {name: _DEFAULTS.get(name) for name in _CHANGES} | vars(preset) | by_recipe(run.method, preset)._asdict()
     found = []
     for name in _CHANGES:
@@ -221,6 +227,11 @@ def _changes(run: Run) -> list[str]:
             shown = f"{value:g}" if isinstance(value, float) else "none" if value in (None, "") else str(value)
             found.append(f"{name.replace('_', ' ')} {shown}")
     return found
+
+
+def _preset_of(run: Run) -> Preset:
+    recipe = "paper" if run.config.get("recipe") == "paper" else "best"
+    return PRESETS[recipe].get(run.task.removesuffix(HELD_OUT), OWN_FILES[recipe])
 
 
 def _name_coupling(coupling: str, config: dict[str, Any]) -> str:

@@ -80,7 +80,7 @@ def run_page(run: Run, masks: MaskStudy, structure: Structure | None = None) -> 
         + section("Score" if run.method == "dense" else "Score and sparsity", _score_chart(run), _evaluations(run))
         + section("Loss terms", _loss_chart(run, run.phase))
         + section("What is left", _left(run, structure))
-        + section("What was removed where", _where(per_matrix or masks.sparsity) if run.method != "dense" else "")
+        + section("What was removed where", _where(run, per_matrix or masks.sparsity))
         + section("Masks", pictures(masks.shown))
         + section("Size", _sizes(run) if run.method != "dense" else "")
         + section("Speed", paragraphs(words.about_speed(run, counts)))
@@ -199,15 +199,16 @@ def _left(run: Run, structure: Structure | None) -> str:
     return drawn + numbers + paragraphs([speed] if speed else [])
 
 
-def _where(sparsity: dict[str, float]) -> str:
-    if not sparsity:
+def _where(run: Run, sparsity: dict[str, float]) -> str:
+    if not sparsity or run.method == "dense":
         return ""
+    ranking = paragraphs(text for text in [words.about_ranking(run)] if text)
     finite = [value for value in sparsity.values() if math.isfinite(value)] or [math.nan]
     if max(finite) - min(finite) < 5e-4:
         text = f"<p>Percent of the weights removed: {words.percent(max(finite))} in every matrix.</p>"
-        return text + heat_table(sparsity)
+        return ranking + text + heat_table(sparsity)
     return (
-        f"<p>Percent of the weights removed in each matrix, from {words.percent(min(finite))} (faintest) to "
+        f"{ranking}<p>Percent of the weights removed in each matrix, from {words.percent(min(finite))} (faintest) to "
         f"{words.percent(max(finite))} (strongest colour); the bars run from 0 to 100 %.</p>{heat_table(sparsity)}"
     )
 

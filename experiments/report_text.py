@@ -146,6 +146,16 @@ def notices(run: Run) -> list[str]:
     return found
 
 
+def about_ranking(run: Run) -> str:
+    """By what the removed weights were chosen; empty where none were ranked."""
+    if not run.ranked_by:
+        return ""
+    what = "weights" if run.pattern == "element" else f"pieces of pattern {run.pattern}"
+    scores = {"sensitivity": "sensitivity, the running mean of |weight · gradient|", "magnitude": "magnitude, |weight|"}
+    where = "over all matrices together" if run.config.get("scope") == "global" else "within each matrix"
+    return f"Removed were the {what} with the smallest {scores.get(run.ranked_by, run.ranked_by)}, {where}."
+
+
 def about_speed(run: Run, counts: Counts | None) -> list[str]:
     """What the zeros do, and do not do, for speed; nothing where there are none."""
     texts = []

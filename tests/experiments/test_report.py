@@ -246,6 +246,21 @@ def test_runs_are_called_by_what_they_do_otherwise_than_the_recipe(tmp_path, con
     assert read_run(folder).name == name
 
 
+def test_pages_say_how_weights_were_ranked_and_show_shares_only_where_they_differ(tmp_path):
+    runs = [make_run(tmp_path / name, method=name, task="rte") for name in ("sparsebert", "prune-then-finetune")]
+    page = Page(write_comparison(tmp_path / "both", runs).read_text("utf-8")).text
+    assert "sparsebert: Removed were the weights with the smallest sensitivity" in page
+    assert "prune-then-finetune: Removed were the weights with the smallest magnitude, |weight|, within each" in page
+    assert "by kind of matrix" in page
+    assert "smallest sensitivity" in Page(write_report(runs[0]).read_text("utf-8")).text
+    result = json.loads((runs[0] / "result.json").read_text("utf-8"))
+    result["per_matrix"] = dict.fromkeys(result["per_matrix"], 0.95)
+    (runs[0] / "result.json").write_text(json.dumps(result), "utf-8")
+    page = Page(write_comparison(tmp_path / "one", [runs[0], runs[0]]).read_text("utf-8")).text
+    assert "rte, element, 95.0 % asked: 95.0 % of every matrix." in page
+    assert "by kind of matrix" not in page
+
+
 def test_runs_with_augmented_rows_are_compared_with_those_without(tmp_path):
     plain = make_run(tmp_path / "plain", pruned=0.75)
     more = make_run(tmp_path / "more", pruned=0.8, examples={"train": 2000, "dev": 400, "augmented": 9000})
