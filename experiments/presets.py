@@ -80,7 +80,7 @@ _BEST = {
     "qqp": Preset(8.0, 1e-3, 3.0, 1e-4),
     "rte": Preset(20.0, 1e-3, 5.0, 1e-4),
     "sst2": Preset(2.1, 1e-3, 0.6, 1e-4),
-    "stsb": Preset(10.0, 1e-3, 4.0, 2e-4, target_at=0.4, dropout=0.0, augment=10, loss_weights="attention=4"),
+    "stsb": Preset(10.0, 1e-3, 4.0, 2e-4, target_at=0.4, dropout=0.0, loss_weights="attention=4"),
     "wnli": Preset(20.0, 1e-3, 5.0, 1e-4),
     "squad": Preset(3.0, 1e-3, 2.0, 1e-4, batch_size=16, max_length=384),
 }

@@ -38,7 +38,7 @@ def task_table(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[tuple[str, ..
         loss = spread(losses)
         title = f"{words.percent(sparsity)}, {name}" + (f", {pattern}" if pattern != "element" else "")
         scores = [_scores([run.figure("last") for run in by_task.get(task, [])]) for task in tasks]
-        found.append((title, *scores, f"{100 * loss.mean:.1f} ({loss.n})" if loss.n else "–"))
+        found.append((title, *scores, f"{100 * loss.mean:.1f} ({loss.n})".replace("-", "−") if loss.n else "–"))
     return header, found
 
 

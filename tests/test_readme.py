@@ -5,10 +5,17 @@ from pathlib import Path
 
 import jax
 
+import experiments
 import kaprune_jax as kp
+from experiments.figures import read_figures
+from experiments.report_markdown import markdown_table
+from experiments.report_tasks import task_table
+from experiments.study import digest, read_grid
+from experiments.study_glue import make_kind
 from kaprune_jax.deploy.folder import load_start
 from kaprune_jax.models.bert import init_params
 
+STUDIES = Path(experiments.__file__).parent / "studies"
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
@@ -52,6 +59,13 @@ def test_the_example_of_compiled_models_runs(tmp_path, monkeypatch):
     names: dict = {"kp": kp}
     exec(compile(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[3], "README.md", "exec"), names)
     assert len(names["fast"].plan) == 4 * config.num_hidden_layers
+
+
+def test_the_table_of_tasks_is_that_of_the_figures():
+    runs = read_figures(STUDIES / "table.csv")
+    assert markdown_table(*task_table([*runs.values()])) in README
+    cells = {digest(cell) for cell in read_grid(str(STUDIES / "table.json"), make_kind()).cells}
+    assert runs.keys() <= cells  # so that the study goes on from there
 
 
 def test_no_placeholder_is_left():
