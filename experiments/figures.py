@@ -130,7 +130,7 @@ def _read_row(row: Mapping[str, str], where: str, out: Path) -> Run:
         config = dataclasses.asdict(_COMMANDS[module][1](arguments))
     except InputError as error:
         raise InputError(f"{where}: command: {error}") from None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, SystemExit):  # the last is that of --help
         allowed = " or ".join(f"python -m {module}" for module in _COMMANDS)
         raise InputError(f"{where}: command {row['command'][:60]!r} is none of {allowed}") from None
     if config["train_file"] is not None:

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.settings import TEACHER
-from experiments.study import Flags, Kind, ShouldStop, digest, digest_of, make_once
+from experiments.study import make_once
+from experiments.study_grid import Flags, Kind, ShouldStop, digest, digest_of
 from experiments.transfer_settings import TransferSettings, couples_teacher, resolve
 from kaprune_jax._errors import InputError
 

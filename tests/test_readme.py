@@ -10,8 +10,8 @@ import kaprune_jax as kp
 from experiments.figures import read_figures
 from experiments.report_markdown import markdown_table
 from experiments.report_tasks import task_table
-from experiments.study import digest, read_grid
 from experiments.study_glue import make_kind
+from experiments.study_grid import digest, read_grid
 from kaprune_jax.deploy.folder import load_start
 from kaprune_jax.models.bert import init_params
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments import glue
-from experiments.study import make_once, read_slice
+from experiments.study import make_once
+from experiments.study_grid import read_slice
 from kaprune_jax._errors import InputError
 from kaprune_jax.train.loop import Interrupted
 
@@ -191,8 +192,8 @@ def test_slices(text):
 
 
 def test_the_studies_of_the_project_can_be_read(monkeypatch):
-    from experiments.study import read_grid
     from experiments.study_glue import make_kind as of_glue
+    from experiments.study_grid import read_grid
     from experiments.study_transfer import make_kind as of_transfer
 
     for file in sorted(Path(glue.__file__).parent.glob("studies/*.json")):

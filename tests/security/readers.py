@@ -15,7 +15,7 @@ import kaprune_jax as kp
 from experiments.augment_file import read_rows as read_augmented
 from experiments.augment_file import write_rows
 from experiments.report import write_report
-from experiments.study import read_grid
+from experiments.study_grid import read_grid
 from experiments.study_transfer import make_kind
 from kaprune_jax.data.augment import Augmented
 from kaprune_jax.data.squad import load_squad_files

@@ -8,7 +8,7 @@ import pytest
 import readers
 
 from experiments.augment_file import write_rows
-from experiments.study import read_grid, read_slice
+from experiments.study_grid import read_grid, read_slice
 from experiments.study_transfer import make_kind
 from kaprune_jax.data.augment import Augmented
 
