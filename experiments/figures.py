@@ -128,19 +128,21 @@ def _read_row(row: Mapping[str, str], where: str, out: Path) -> Run:
     try:
         _, _, module, *arguments = shlex.split(row["command"])
         config = dataclasses.asdict(_COMMANDS[module][1](arguments))
+        if config["train_file"] is not None:
+            config["task"] = row["task"]
+        environment = {"revision": row["revision"], "devices": row["devices"].split()}
+        run = Run(out / "cells" / row["cell"], config | {"command": row["command"]}, environment, result, [])
+        command_of(run)  # can be written again
+        return run
     except InputError as error:
         raise InputError(f"{where}: command: {error}") from None
     except (ValueError, KeyError, SystemExit):  # the last is that of --help
         allowed = " or ".join(f"python -m {module}" for module in _COMMANDS)
         raise InputError(f"{where}: command {row['command'][:60]!r} is none of {allowed}") from None
-    if config["train_file"] is not None:
-        config["task"] = row["task"]
-    environment = {"revision": row["revision"], "devices": row["devices"].split()}
-    return Run(out / "cells" / row["cell"], config | {"command": row["command"]}, environment, result, [])
 
 
 def _read_number(text: str, where: str) -> float:
     try:
         return float(text) if text else math.nan
     except ValueError:
-        raise InputError(f"{where} {text!r} is no number") from None
+        raise InputError(f"{where} {text[:60]!r} is no number") from None

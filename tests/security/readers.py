@@ -14,7 +14,9 @@ from safetensors.numpy import load_file, save_file
 import kaprune_jax as kp
 from experiments.augment_file import read_rows as read_augmented
 from experiments.augment_file import write_rows
-from experiments.report import write_report
+from experiments.figures import format_figures, read_figures
+from experiments.report import write_comparison, write_report
+from experiments.report_data import read_run
 from experiments.study_grid import read_grid
 from experiments.study_transfer import make_kind
 from kaprune_jax.data.augment import Augmented
@@ -145,6 +147,15 @@ def run(folder: Path) -> Path:
     return folder
 
 
+def figures(folder: Path) -> Path:
+    """A table of a study's figures."""
+    (folder / "run").mkdir()
+    found = read_run(run(folder / "run"))
+    shutil.rmtree(folder / "run")
+    (folder / "figures.csv").write_text(format_figures({"0a1b2c3d": found, "4e5f6a7b": found}))
+    return folder / "figures.csv"
+
+
 def tokenizer(folder: Path) -> Path:
     """A model folder with nothing but a tokenizer."""
     (folder / "model").mkdir()
@@ -172,6 +183,12 @@ def read_and_save_tokenizer(folder: Path) -> object:
     return load_tokenizer(folder).save_pretrained(folder / "saved")
 
 
+def read_and_compare(file: Path) -> object:
+    found = read_figures(file)
+    format_figures(found)
+    return write_comparison(file.parent / "page", [*found.values()])
+
+
 def read_all_masks(folder: Path) -> object:
     return list(read_masks(folder))
 
@@ -189,6 +206,7 @@ READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "augmented": (augmented, read_own),
     "study": (study, lambda file: read_grid(str(file), make_kind())),
     "run": (run, write_report),
+    "figures": (figures, read_and_compare),
     "tokenizer": (tokenizer, read_and_save_tokenizer),
 }  # fmt: skip
 """What makes a sound file or folder, and what reads it."""
