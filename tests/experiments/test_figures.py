@@ -12,7 +12,7 @@ from test_report import make_run
 from test_study import QUICK
 
 from experiments import glue
-from experiments.figures import COLUMNS, command_of, format_figures, read_figures
+from experiments.figures import command_of, format_figures, read_figures
 from experiments.presets import OWN_FILES
 from experiments.report import main
 from experiments.report_data import read_run
@@ -128,6 +128,7 @@ def test_tasks_side_by_side(tmp_path):
         (lambda text: text + "a,b\n", "row 4: 2 values"),
         (lambda text: text.replace(",0.8,", ",much,", 1), "row 2: sparsity.asked 'much' is no number"),
         (lambda text: text.replace("experiments.glue", "os", 1), "row 2: command 'python -m os"),
+        (lambda text: text.replace("--train-file", "--task unheard --text", 1), "row 2: command 'python -m experiments"),
         (lambda text: text.replace("--seed", "--color", 1).replace("--steps", "--color", 1), "--color"),
         (lambda text: text.replace('python -m', '"python', 1), "no table of figures"),
     ],
@@ -144,7 +145,3 @@ def test_odd_tables_are_refused_in_a_line(study, tmp_path, capsys, change, words
     assert "Traceback" not in said
     assert not (tmp_path / "page").exists()
     assert main([str(tmp_path / "none.csv")]) == 2
-
-
-def test_columns_are_as_documented():
-    assert len(set(COLUMNS)) == len(COLUMNS)
