@@ -138,9 +138,7 @@ def _read_row(row: Mapping[str, str], where: str, out: Path) -> Run:
         raise InputError(f"{where}: command: {error}") from None
     except (ValueError, KeyError, SystemExit):  # the last is that of --help
         allowed = " or ".join(f"python -m {module}" for module in _COMMANDS)
-        raise InputError(
-            f"{where}: command {row['command'][:60]!r}; one of {allowed} and its flags is needed"
-        ) from None
+        raise InputError(f"{where}: command {row['command'][:60]!r}; {allowed} with its flags is needed") from None
 
 
 def _read_number(text: str, where: str) -> float:

@@ -128,7 +128,7 @@ def test_tasks_side_by_side(tmp_path):
         (lambda text: text + "a,b\n", "row 4: 2 values"),
         (lambda text: text.replace(",0.8,", ",much,", 1), "row 2: sparsity.asked 'much' is no number"),
         (lambda text: text.replace("experiments.glue", "os", 1), "row 2: command 'python -m os"),
-        (lambda text: text.replace("--train-file", "--task unheard --text", 1), "row 2: command 'python -m experiments"),
+        (lambda text: text.replace("--train-file", "--task unheard --text", 1), "row 2: command"),
         (lambda text: text.replace("--seed", "--color", 1).replace("--steps", "--color", 1), "--color"),
         (lambda text: text.replace('python -m', '"python', 1), "no table of figures"),
     ],
