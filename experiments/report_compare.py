@@ -33,7 +33,9 @@ def comparison(runs: Sequence[Run], folder: Path) -> dict[str, str]:
     pruned = {setting: inner for setting, inner in groups.items() if set(inner) != {"dense"}} or groups
     charts = _score_by_sparsity(pruned, colours)
     curves = [
-        f"<h3>{escape(words.name_setting(key))}</h3>{_overlay(key, inner, colours)}" for key, inner in pruned.items()
+        f"<h3>{escape(words.name_setting(key))}</h3>{_overlay(key, inner, colours)}"
+        for key, inner in pruned.items()
+        if any(run.records for members in inner.values() for run in members)  # a table of figures has none
     ]
     body = (
         f'<header><p class="over">comparison</p><h1>{escape(title)}</h1>'

@@ -101,7 +101,11 @@ def test_the_report_takes_tables_and_folders(study, tmp_path, capsys):
     text = (tmp_path / "page" / "table.md").read_text("utf-8")
     assert "mean loss (tasks)" in text
     assert "other" in text
-    assert (tmp_path / "page" / "report.html").is_file()
+    page = (tmp_path / "page" / "report.html").read_text("utf-8")
+    curves = page[page.index("<h2>Score against step") : page.index("<h2>Runs")]
+    assert "<h3>other, element, 95.0 % asked</h3>" in curves
+    assert "80.0 % asked</h3>" not in curves  # a table has no curve
+    assert "nothing was recorded" not in page
 
 
 def test_tasks_side_by_side(tmp_path):
