@@ -26,8 +26,12 @@ class Stop:
     def __init__(self):
         self.signal: int | None = None
         self._steps = 0
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self._ask)
+        self._before = {name: signal.signal(name, self._ask) for name in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(self) -> None:
+        """Gives the signals back to who had them: in a notebook the next cell can be interrupted again."""
+        for name, handler in self._before.items():
+            signal.signal(name, handler or signal.SIG_DFL)  # None of one that was not set in Python
 
     def _ask(self, number: int, frame: object) -> None:
         if self.signal is not None:
@@ -88,6 +92,7 @@ def run_command(read: Callable[[], S], run: Callable[[S, Stop], None], arguments
         code, line, known = *_of_several(error, again), False
     finally:
         release()
+        stop.end()
     if known and not is_first():
         return code
     print(line, file=sys.stderr, flush=True)
