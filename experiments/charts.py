@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-Point = tuple[float, float]
-_MOST_POINTS = 300
+from experiments.axes import Point, log_ticks, pad, short, thin, ticks
+
 _MOST_DOTS = 80
 
 
@@ -82,45 +82,6 @@ class Frame(NamedTuple):
         return self.floor - (value - low) / (high - low) * (self.floor - 30)
 
 
-def thin(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
-    """At most about `most` points: means of neighbours; a bin with a value that is not finite stays a gap."""
-    size = math.ceil(len(points) / most) if points else 1
-    bins = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in bins]
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers inside [low, high], about `count` of them."""
-    raw = (high - low) / max(count, 1)
-    power = 10 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten inside [low, high]; where these are few, also 2 and 5 times them, or evenly spaced numbers."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1,), (1, 2, 5)):
-        found = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
-        if len(found) >= 3:
-            return found[:: math.ceil(len(found) / 7)]
-    return ticks(low, high, 4)
-
-
-def short(value: float) -> str:
-    """A number for an axis or a legend."""
-    if not math.isfinite(value):
-        return "–"
-    size = abs(value)
-    if size >= 1e5 or 0 < size < 1e-4:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-    if size >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
-
-
 class Chart(NamedTuple):
     """A chart in two widths, with what its legend names: CSS class and text."""
 
@@ -192,8 +153,8 @@ def draw_lines(
     ys += [end for line in kept for x, low, high in _bars(line) for end in (low, high)]
     ys += [mark.y for mark in marks if mark.y is not None and math.isfinite(mark.y) and (mark.y > 0 or not log)]
     x_range, y_range = (
-        _pad(min(xs), max(xs), share=0.05 * log_x, log=log_x),
-        _pad(min(ys), max(ys), share=0.12, log=log),
+        pad(min(xs), max(xs), share=0.05 * log_x, log=log_x),
+        pad(min(ys), max(ys), share=0.12, log=log),
     )
     if max(ys) <= ceiling:
         y_range = y_range[0], min(y_range[1], ceiling)
@@ -220,7 +181,7 @@ def dot_chart(dots: Sequence[Dot], *, title: str, label: str) -> str:
         return ""
     errors = [dot.error if math.isfinite(dot.error) else 0.0 for dot in dots]
     ends = [dot.value + sign * error for dot, error in zip(dots, errors, strict=True) for sign in (-1, 1)]
-    frame = Frame(460, 40 * len(dots) + 48, 10, 10, _pad(min(ends), max(ends), share=0.1), (0, 1), False)
+    frame = Frame(460, 40 * len(dots) + 48, 10, 10, pad(min(ends), max(ends), share=0.1), (0, 1), False)
     parts = [f"<title>{escape(title)}</title>", _text(230, frame.height - 5, label, "middle")]
     for value in ticks(*frame.x):
         parts.append(f'<path class="grid" d="M{frame.to_x(value):.1f} 4V{frame.floor}"/>')
@@ -232,16 +193,6 @@ def dot_chart(dots: Sequence[Dot], *, title: str, label: str) -> str:
         parts.append(f'<g class="{dot.style}">{bar}<circle class="dot" cx="{x:.1f}" cy="{y}" r="5"/></g>')
     size = f'viewBox="0 0 460 {frame.height}" style="max-width:480px"'
     return f'<figure class="chart"><svg role="img" {size}>{"".join(parts)}</svg></figure>'
-
-
-def _pad(low: float, high: float, *, share: float, log: bool = False) -> tuple[float, float]:
-    if log:
-        room = max(high / low, 1.5) ** share
-        return low / room, high * room
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        room = 0.5 if share == 0 else max(abs(high) * 0.1, 0.01)
-        return low - room, high + room
-    return low - (high - low) * share, high + (high - low) * share
 
 
 def _draw(frame: Frame, lines: Sequence[Line], marks: Sequence[Mark], labels: tuple[str, ...]) -> str:

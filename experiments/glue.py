@@ -20,9 +20,9 @@ def run(settings: Settings, should_stop: Stop) -> None:
 
         return run_study(make_kind(), settings.study, settings.cell, should_stop)
     from experiments.augment import add_rows
-    from experiments.coupled import plan_cofi
     from experiments.lock import take
     from experiments.method import plan
+    from experiments.phases import plan_cofi
     from experiments.prepare import prepare
     from experiments.record import say
     from experiments.report import write_comparison, write_report

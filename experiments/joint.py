@@ -9,18 +9,17 @@ import optax
 
 from experiments.coupled import (
     Auxiliary,
-    Phases,
     about,
     coupling_figures,
     coupling_of,
     make_batches,
     make_predict,
     make_team,
-    phases,
 )
 from experiments.memory import restart_peak
 from experiments.method import Plan, plan
 from experiments.optimizers import weights_optimizer
+from experiments.phases import Phases, phases
 from experiments.prepare import Prepared
 from experiments.record import environment, open_run
 from experiments.results import read_result

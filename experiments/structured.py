@@ -11,18 +11,17 @@ import optax
 
 from experiments.coupled import (
     Auxiliary,
-    Phases,
     about,
     coupling_figures,
     coupling_of,
     make_batches,
     make_predict,
     make_team,
-    plan_cofi,
 )
 from experiments.memory import restart_peak
 from experiments.method import Plan
 from experiments.optimizers import frozen_of, smaller_optimizer
+from experiments.phases import Phases, plan_cofi
 from experiments.prepare import Prepared, make_forward
 from experiments.record import environment, open_run, say
 from experiments.results import read_result

@@ -67,8 +67,8 @@ def check(settings: TransferSettings, prepared: Any) -> None:
     Raises:
       InputError: more layers shared than there are, or a batch that surgery cannot divide.
     """
-    from experiments.coupled import phases, plan_cofi
     from experiments.method import plan
+    from experiments.phases import phases, plan_cofi
     from experiments.voting import voted_parts
     from kaprune_jax._errors import InputError
 
@@ -95,8 +95,8 @@ def check_folder(settings: TransferSettings) -> None:
     Raises:
       InputError: it holds something else, cannot be written, or there is nothing to resume.
     """
+    from experiments.folders import check_out, is_only_begun
     from experiments.lock import check_free
-    from experiments.prepare import check_out, is_only_begun
     from kaprune_jax._errors import InputError
 
     assert settings.out is not None

@@ -73,7 +73,7 @@ def average_weights(begin: int) -> optax.GradientTransformation:
     def init(params: Params) -> AverageState:
         return AverageState(jnp.int32(0), jax.tree.map(jnp.array, params))
 
-    def update(updates: Any, state: AverageState, params: Params | None = None) -> tuple[Any, AverageState]:
+    def update(updates: Any, state: AverageState, params: Any = None) -> tuple[Any, AverageState]:
         seen = state.seen + 1
         share = 1.0 / jnp.maximum(seen - begin + 1, 1)
         new = optax.apply_updates(params, updates)

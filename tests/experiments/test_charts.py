@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from experiments.charts import Line, Mark, line_chart, log_ticks, thin, ticks
+from experiments.axes import log_ticks, thin, ticks
+from experiments.charts import Line, Mark, line_chart
 from experiments.mask_pictures import density, png, study
 from experiments.report_compare import mean_curve
 from experiments.report_data import spread
