@@ -4,7 +4,6 @@ All pruning methods take the same number of steps over the same batches.
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from kaprune_jax.distill.objective import (
 from kaprune_jax.models.bert import PRUNABLE, param_shapes
 from kaprune_jax.prune.magnitude import magnitude_pruning
 from kaprune_jax.prune.schedules import PruningSchedule
-from kaprune_jax.train.optimizer import adamw, average_weights, learning_rate
+from kaprune_jax.train.optimizer import adamw, learning_rate
 from kaprune_jax.train.step import PROJECTION
 
 _LOSSES = {"sparsebert": sparsebert_loss, "logits": logits_loss, "cofi": cofi_loss}
@@ -73,7 +72,6 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
     if planned.target_step:
         names += "recipe schedule epochs epochs_over steps learning_rate augment".split()
         names += "dropout scope scores student target_at sparsity_schedule updates".split()
-        names += "word_dropout average_from tilt label_smoothing".split()
     if method == "cofi":
         names += "gates before after gate_learning_rate gate_start dual_learning_rate penalty stiffness".split()
         names += "train_embeddings prune_vocabulary".split()
@@ -153,9 +151,7 @@ def plan(method: str, prepared: Prepared, teacher: Model | None) -> Plan:
             pattern=settings.pattern,
             scope=settings.scope,  # pyright: ignore[reportArgumentType]
             scores=chosen.scores,
-            factor=_factor(settings, prepared.start.config.num_hidden_layers) if settings.tilt else None,
         ),
-        *([average_weights(round(settings.average_from * steps))] if settings.average_from is not None else []),
     )
     return Plan("prune", params, objective, _extra(tx), rate, steps, schedule.end, notes)
 
@@ -188,18 +184,6 @@ def _schedule(method: str, settings: Settings, steps: int) -> PruningSchedule:
     return PruningSchedule(settings.sparsity, 0, end, shape=settings.sparsity_schedule)
 
 
-def _factor(settings: Settings, layers: int) -> Callable[[str], float]:
-    """What the sparsity of a matrix is multiplied by, so that layers differ as --tilt says and the mean stays."""
-    assert settings.sparsity is not None
-    sparsity, tilt = settings.sparsity, settings.tilt
-
-    def factor(path: str) -> float:
-        place = int(path.split("/")[2]) / (layers - 1) - 0.5
-        return (sparsity + tilt * place) / sparsity
-
-    return factor
-
-
 def make_objective(
     method: str, settings: Settings, start: Model, teacher: Model | None
 ) -> tuple[DistillConfig, tuple[str, ...]]:
@@ -209,7 +193,7 @@ def make_objective(
     changes |= loss_weights(tuned(method, settings).loss_weights)
     if settings.projection:
         changes["projection"] = True
-    config = dataclasses.replace(_LOSSES.get(method, hard_labels_loss)(), smoothing=settings.label_smoothing)
+    config = _LOSSES.get(method, hard_labels_loss)()
     if (changes.get("layer_map", config.layer_map) in STATIC) != (config.layer_map in STATIC):
         raise InputError(f"--layer-map {settings.layer_map} does not go with --method {method}")
     config = dataclasses.replace(config, **changes)

@@ -21,7 +21,7 @@ from kaprune_jax.data.windows import Windows, default_stride, encode_windows
 from kaprune_jax.deploy.candidates import candidates
 from kaprune_jax.deploy.folder import load, load_start
 from kaprune_jax.deploy.model import Model
-from kaprune_jax.models.bert import PRUNABLE, BertOutput, drop_words, make_apply
+from kaprune_jax.models.bert import PRUNABLE, BertOutput, make_apply
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.prune.patterns import parse_pattern
 from kaprune_jax.train.processes import check_same, on_all, on_first
@@ -224,17 +224,12 @@ def _find_augmented(settings: Settings, data: TaskData, proposer: Model) -> Augm
     return None
 
 
-def make_forward(
-    prepared: Prepared, config: BertConfig, *, dropout: float | None = None, word_dropout: float = 0.0
-) -> Callable[..., BertOutput]:
+def make_forward(prepared: Prepared, config: BertConfig, *, dropout: float | None = None) -> Callable[..., BertOutput]:
     """The forward pass of a model in a run: its dropout, type of activations, devices, what it computes again."""
     settings = prepared.settings
     if dropout is not None:
         config = config.replace(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     apply = make_apply(config, dtype=settings.dtype, remat=settings.remat)
-    if word_dropout:
-        tokenizer = prepared.tokenizer
-        apply = drop_words(apply, word_dropout, tokenizer.mask_token_id, sorted(tokenizer.all_special_ids))
     return apply if prepared.mesh is None else on_mesh(apply, prepared.mesh)
 
 

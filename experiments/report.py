@@ -128,7 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             parent = os.path.commonpath([place.resolve().parent for place in (*places, *tables)])
             rows = {cell: run for table in tables for cell, run in read_figures(table).items()}
-            page = write_comparison(options.out or parent, [*places, *rows.values()])
+            out, coupled = Path(options.out or parent), all("coupling" in run.config for run in rows.values())
+            if coupled and not places:
+                from experiments.report_study import write_study
+
+                page = write_study(out, list(rows.values()))
+            else:
+                page = write_comparison(out, [*places, *rows.values()])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from experiments.memory import peak_bytes, restart_peak
@@ -145,8 +144,7 @@ def run_method(
     if done := read_result(folder):
         return done
     config = teacher.config if method == "prune-finetuned" and teacher else prepared.start.config
-    dropped = 0.0 if method == "dense" else settings.word_dropout
-    apply = make_forward(prepared, config, dropout=tuned(method, settings).dropout, word_dropout=dropped)
+    apply = make_forward(prepared, config, dropout=tuned(method, settings).dropout)
     distils = teacher is not None and planned.objective.needs_teacher
     teacher_apply = make_forward(prepared, teacher.config) if distils and teacher else None
     step = make_train_step(apply, planned.tx, planned.objective, teacher=teacher_apply, accumulate=settings.accumulate)
@@ -155,15 +153,11 @@ def run_method(
     predict = make_predict(apply, mesh=prepared.mesh)
     assert settings.batch_size is not None
 
-    def params_of(state: TrainState) -> Params:
-        average = optax.tree.get(state.opt_state, "average")
-        return state.params if average is None else average
-
     def write(state: TrainState, place: Path) -> None:
         masks = get_masks(state.opt_state)
         deliver(
             place,
-            fetch(split_projection(params_of(state))[0]),
+            fetch(split_projection(state.params)[0]),
             config,
             tokenizer=prepared.tokenizer,
             masks=None if masks is None else fetch(split_projection(masks)[0]),
@@ -177,7 +171,7 @@ def run_method(
         steps=planned.steps,
         target_step=planned.target_step,
         rate=planned.rate,
-        evaluate=lambda state: evaluate(predict, params_of(state), prepared, batch_size=settings.batch_size or 1),
+        evaluate=lambda state: evaluate(predict, state.params, prepared, batch_size=settings.batch_size or 1),
         removed=lambda state: sparsity(get_masks(state.opt_state) or {}),
         write=write,
         mesh=prepared.mesh,

@@ -93,13 +93,6 @@ class Settings:
     dropout: float | None = _flag(
         "of the student while pruning, in [0, 1) [by task, recipe and method; mostly the model's own]", None
     )
-    word_dropout: float = _flag("fraction of the student's words that it sees as [MASK], in [0, 1)", 0.0)
-    average_from: float | None = _flag(
-        "deliver the mean of the weights from this fraction of the run on, in [target-at, 1) [those of the last step]",
-        None,
-    )
-    tilt: float = _flag("sparsity of the last layer minus that of the first, between them evenly", 0.0)
-    label_smoothing: float = _flag("share of a label that all classes get, where labels are learned, in [0, 1)", 0.0)
     weight_decay: float = _flag("decoupled weight decay, >= 0", 0.01)
     batch_size: int | None = _flag("rows per step, >= 1 [by task]", None)
     teacher_epochs: float | None = _flag("passes while fine-tuning the teacher, > 0 [by task]", None)

@@ -10,8 +10,10 @@ import kaprune_jax as kp
 from experiments.figures import read_figures
 from experiments.report_markdown import markdown_table
 from experiments.report_tasks import task_table
+from experiments.study_data import mean_of, study_rows
 from experiments.study_glue import make_kind
 from experiments.study_grid import digest, read_grid
+from experiments.study_transfer import make_kind as make_coupled_kind
 from kaprune_jax.deploy.folder import load_start
 from kaprune_jax.models.bert import init_params
 
@@ -70,3 +72,23 @@ def test_the_table_of_tasks_is_that_of_the_figures():
 
 def test_no_placeholder_is_left():
     assert "@" not in re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+
+
+def test_the_table_of_couplings_is_that_of_the_figures():
+    runs = read_figures(STUDIES / "mpqa.csv")
+    rows = {
+        row.name: row
+        for setting, group in study_rows([*runs.values()]).items()
+        for row in group
+        if (setting.sparsity, row.rows) == (0.9, 300)
+    }
+    names = {"none": "alone"} | {
+        said: f"{name} with sst2 (auxiliary rows 10000)"
+        for said, name in (("sequential",) * 2, ("joint",) * 2, ("surgery (PCGrad)", "surgery"))
+    }
+    for coupling, name in names.items():
+        (said,) = re.findall(rf"^\| {re.escape(coupling)} \| \.(\d+) ± \.(\d+) ", README, flags=re.MULTILINE)
+        mean = mean_of([*rows[f"cofi, {name}"].scores.values()])
+        assert said == (f"{mean.mean:.3f}"[2:], f"{mean.error:.3f}"[2:])
+    cells = {digest(cell) for cell in read_grid(str(STUDIES / "mpqa.json"), make_coupled_kind()).cells}
+    assert runs.keys() <= cells

@@ -78,21 +78,13 @@ def attention_loss(
     return error / (jnp.maximum(jnp.square(weight.sum(axis=1)).sum(), 1.0) * student.shape[1])
 
 
-def label_loss(
-    logits: Float[Array, "batch classes"], labels: Shaped[Array, "batch"], *, smoothing: float = 0.0
-) -> Float[Array, "batch"]:
-    """Cross-entropy with class ids, or, where labels are floats, the squared error of the one logit.
-
-    With smoothing ε the target is 1 - ε of the label and ε of a uniform draw from all classes (Szegedy et al., 2016,
-    arXiv:1512.00567, section 7); scores stay as they are.
-    """
+def label_loss(logits: Float[Array, "batch classes"], labels: Shaped[Array, "batch"]) -> Float[Array, "batch"]:
+    """Cross-entropy with class ids, or, where labels are floats, the squared error of the one logit."""
     if jnp.issubdtype(labels.dtype, jnp.floating):
         if logits.shape[-1] != 1:
             raise ValueError(f"labels are scores, and logits have {logits.shape[-1]} columns; one is needed")
         return jnp.square(logits[:, 0] - labels)
-    logs = jax.nn.log_softmax(logits)
-    right = jnp.take_along_axis(logs, labels[:, None], axis=-1)[:, 0]
-    return -right if not smoothing else -(1.0 - smoothing) * right - smoothing * logs.mean(axis=-1)
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
 
 
 def over_tokens(

@@ -58,7 +58,6 @@ class DistillConfig:
       projection: learn one linear map of student states to the teacher's width, shared by all states, identity at
         the start where the widths agree. Needed where they differ.
       regression_target: "gold" (SparseBERT) or "teacher".
-      smoothing: of the task's own class labels, in [0, 1): that much of each is shared by all classes.
     """
 
     embeddings: float = 1.0
@@ -71,7 +70,6 @@ class DistillConfig:
     divergence: str = "cross-entropy"
     projection: bool = False
     regression_target: str = "gold"
-    smoothing: float = 0.0
 
     def __post_init__(self):
         for name in ("embeddings", "hidden", "attention", "logits", "labels"):
@@ -87,8 +85,6 @@ class DistillConfig:
             )
         if self.regression_target not in ("gold", "teacher"):
             raise ValueError(f"regression_target={self.regression_target!r}; allowed: gold, teacher")
-        if not 0.0 <= self.smoothing < 1.0:
-            raise ValueError(f"smoothing={self.smoothing!r}; a fraction in [0, 1) is needed")
 
     @property
     def needs_teacher(self) -> bool:
@@ -171,9 +167,7 @@ def objective(
     if config.labels:
         if labels is None:
             raise ValueError("the term `labels` has a weight above 0, but no labels are given")
-        smoothing = config.smoothing if student.logits.ndim == 2 else 0.0
-        each = label_loss(_rows(student.logits, mask), labels.reshape(-1), smoothing=smoothing)
-        terms["labels"] = each.mean()
+        terms["labels"] = label_loss(_rows(student.logits, mask), labels.reshape(-1)).mean()
     terms = {name: term * scales[name] if scales and name in scales else term for name, term in terms.items()}
     total = jnp.float32(0.0)
     for name, term in terms.items():

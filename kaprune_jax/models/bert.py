@@ -11,7 +11,7 @@ Kernels are [inputs, outputs]. The six kernels of each layer are what pruning is
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,16 +22,7 @@ from jaxtyping import Array, Float, Int
 from kaprune_jax._typing import Params
 from kaprune_jax.l0.layout import Gates
 from kaprune_jax.models.config import BertConfig
-from kaprune_jax.models.layers import (
-    Embeddings,
-    Layer,
-    LayerGates,
-    activation,
-    dropout,
-    layer_norm,
-    linear,
-    position_bits,
-)
+from kaprune_jax.models.layers import Embeddings, Layer, LayerGates, activation, dropout, layer_norm, linear
 
 PRUNABLE = r"encoder/.*/kernel"
 
@@ -202,22 +193,6 @@ def make_apply(config: BertConfig, *, dtype: str = "float32", remat: bool = Fals
         return model(input_ids, mask, types, gates=gates, rngs=rngs)
 
     return apply
-
-
-def drop_words(
-    apply: Callable[..., BertOutput], rate: float, mask_id: int, kept: Sequence[int]
-) -> Callable[..., BertOutput]:
-    """A forward pass that, in training mode, reads a fraction `rate` of its tokens as `mask_id`, but none of `kept`."""
-
-    def forward(params: Params, input_ids: Int[Array, "batch seq"], *further: Any, **named: Any) -> Any:
-        key = named.get("dropout_key")
-        if key is not None:
-            gone = position_bits(jax.random.fold_in(key, 1), input_ids.shape) < jnp.uint32(round(rate * 2**32))
-            words = ~jnp.isin(input_ids, jnp.asarray(kept))
-            input_ids = jnp.where(gone & words, mask_id, input_ids)
-        return apply(params, input_ids, *further, **named)
-
-    return forward
 
 
 def make_fill(config: BertConfig, *, dtype: str = "float32") -> Callable[..., Float[Array, "batch vocab"]]:

@@ -56,7 +56,6 @@ def magnitude_pruning(
     scope: Literal["matrix", "global"] = "matrix",
     alike: str | None = None,
     scores: Scores = "magnitude",
-    factor: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Prunes the smallest weights while training goes on; to be placed last in an `optax.chain`.
 
@@ -78,7 +77,6 @@ def magnitude_pruning(
         made from the sums of their scores: several tasks' copies of a model, say. By default each has its own.
       scores: what the smallest of are removed: "magnitude", |w|; or "sensitivity", a running mean of |w ∂L/∂w|, about
         what the loss would change by without the weight, which needs `tx.update(..., grads=gradients)`.
-      factor: what the sparsity of a matrix is multiplied by, given its path, with scope "matrix"; 1 by default.
 
     Raises:
       ValueError: scores are unknown; (at update) gradients are missing; (at init) the pattern matches no parameter or
@@ -130,7 +128,7 @@ def magnitude_pruning(
         def prune(masks, *_):
             found = _of_prunable(jnp.abs, masks, params) if importance is None else importance
             found = found if alike is None else _summed(found, masks, alike)
-            masks = _update_masks(found, masks, form, sparsities, index, scope, factor or (lambda path: 1.0))
+            masks = _update_masks(found, masks, form, sparsities, index, scope)
             return masks, jnp.asarray(sparsities, jnp.float32)[index], _removed(masks)
 
         masks, asked, delivered = jax.lax.cond(
@@ -178,21 +176,15 @@ def _removed(masks: Masks) -> Float[Array, ""]:
 
 
 def _update_masks(
-    scores: Params,
-    masks: Masks,
-    form: Pattern,
-    sparsities: np.ndarray,
-    index: Array,
-    scope: str,
-    factor: Callable[[str], float],
+    scores: Params, masks: Masks, form: Pattern, sparsities: np.ndarray, index: Array, scope: str
 ) -> Masks:
     """New masks, inside the old ones, with the counts of the update at `index`."""
 
     def keys_of(score, mask):
         return _keys(form.sums(score), form.split(mask))
 
-    def counts(shape, times: float = 1.0) -> Array:
-        return jnp.asarray([form.kept(shape, value * times) for value in sparsities], jnp.int32)[index]
+    def counts(shape) -> Array:
+        return jnp.asarray([form.kept(shape, value) for value in sparsities], jnp.int32)[index]
 
     paths, structure = jax.tree_util.tree_flatten_with_path(masks, is_leaf=lambda leaf: leaf is None)
     leaves = [leaf for _, leaf in paths]
@@ -212,8 +204,8 @@ def _update_masks(
             alike.setdefault((path_string(path[-2:]), leaf.shape), []).append(number)
         for (_, shape), numbers in alike.items():
             keys = jnp.stack([keys_of(found[places[number]], leaves[places[number]]) for number in numbers])
-            keep = jnp.stack([counts(shape, factor(path_string(paths[places[number]][0]))) for number in numbers])
-            chosen = jax.lax.map(lambda pair: choose_pieces(form, *pair), (keys, keep))
+            keep = counts(shape)
+            chosen = jax.lax.map(lambda key, keep=keep: choose_pieces(form, key, keep), keys)
             for number, mask in zip(numbers, chosen, strict=True):
                 selected[number] = mask
     for place, mask in zip(places, selected, strict=True):

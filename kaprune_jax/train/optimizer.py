@@ -1,11 +1,9 @@
-"""AdamW as BERT is fine-tuned with it, and averages of the weights it goes through."""
+"""AdamW as BERT is fine-tuned with it."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
 
 from kaprune_jax._tree import path_string
 from kaprune_jax._typing import Params
@@ -49,35 +47,3 @@ def adamw(
     """
     optimizer = optax.adamw(rate, weight_decay=weight_decay, mask=decays)
     return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer
-
-
-class AverageState(NamedTuple):
-    """State of `average_weights`.
-
-    Attributes:
-      seen: optimizer steps taken.
-      average: the tree of the parameters: the mean of what they were after each step since `begin`, or, before it, what
-        they are.
-    """
-
-    seen: Int[Array, ""]
-    average: Params
-
-
-def average_weights(begin: int) -> optax.GradientTransformation:
-    """Keeps the mean of the weights from step `begin` on (Izmailov et al., 2018, arXiv:1803.05407); last in a chain.
-
-    Weights that were removed by then are zero in the mean too.
-    """
-
-    def init(params: Params) -> AverageState:
-        return AverageState(jnp.int32(0), jax.tree.map(jnp.array, params))
-
-    def update(updates: Any, state: AverageState, params: Any = None) -> tuple[Any, AverageState]:
-        seen = state.seen + 1
-        share = 1.0 / jnp.maximum(seen - begin + 1, 1)
-        new = optax.apply_updates(params, updates)
-        average = jax.tree.map(lambda old, value: old + share * (value - old), state.average, new)
-        return updates, AverageState(seen, average)
-
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]

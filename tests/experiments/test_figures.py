@@ -5,13 +5,14 @@ import dataclasses
 import json
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 from short_runs import make_files
 from test_report import make_run
 from test_study import QUICK
 
-from experiments import glue
+from experiments import glue, report
 from experiments.figures import command_of, format_figures, read_figures
 from experiments.presets import OWN_FILES
 from experiments.report import main
@@ -149,3 +150,13 @@ def test_odd_tables_are_refused_in_a_line(study, tmp_path, capsys, change, words
     assert "Traceback" not in said
     assert not (tmp_path / "page").exists()
     assert main([str(tmp_path / "none.csv")]) == 2
+
+
+def test_figures_of_couplings_make_the_report_of_their_study(tmp_path, capsys):
+    table = Path(report.__file__).parent / "studies" / "mpqa.csv"
+    assert main([str(table), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "study.html")
+    lines = (tmp_path / "study.md").read_text("utf-8").splitlines()
+    (joint,) = (line for line in lines if line.startswith("| cofi, joint with sst2 (auxiliary rows 10000) | 300 |"))
+    assert "| 3 (0, 1, 2) | 0.8607 | ± 0.0027 |" in joint
+    assert "| +2.1 ± 0.8 (n = 3) | 3 / 0 / 0 |" in joint
