@@ -8,6 +8,7 @@ import jax
 import experiments
 import kaprune_jax as kp
 from experiments.figures import read_figures
+from experiments.report import write_comparison
 from experiments.report_markdown import markdown_table
 from experiments.report_tasks import task_table
 from experiments.study_data import mean_of, study_rows
@@ -72,6 +73,14 @@ def test_the_table_of_tasks_is_that_of_the_figures():
 
 def test_no_placeholder_is_left():
     assert "@" not in re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+
+
+def test_the_curve_is_that_of_the_figures(tmp_path):
+    write_comparison(tmp_path, [*read_figures(STUDIES / "table.csv").values()])
+    drawn = {file.name: file.read_text("utf-8") for file in tmp_path.glob("*.svg")}
+    assert drawn == {file.name: file.read_text("utf-8") for file in STUDIES.glob("*.svg")}
+    assert all(f"(experiments/studies/{name})" in README for name in drawn)
+    assert drawn
 
 
 def test_the_table_of_couplings_is_that_of_the_figures():
