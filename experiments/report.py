@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parent = os.path.commonpath([place.resolve().parent for place in (*places, *tables)])
             rows = {cell: run for table in tables for cell, run in read_figures(table).items()}
             out, coupled = Path(options.out or parent), all("coupling" in run.config for run in rows.values())
-            if coupled and not places:
+            if rows and coupled and not places:
                 from experiments.report_study import write_study
 
                 page = write_study(out, list(rows.values()))

@@ -39,7 +39,7 @@ def test_every_cell_runs_after_those_before_it(notebook, shown, tmp_path, monkey
     assert len(shown) == 3
     assert all("&lt;svg" in page for page in shown)
     out = capsys.readouterr().out
-    assert "'dense'" in out
+    assert "'encoder': 0.95" in out
     assert (tmp_path / "runs/bench.json").is_file()
 
 
