@@ -8,8 +8,9 @@ import numpy as np
 
 from experiments.coupled import Auxiliary
 from experiments.prepare import Prepared, prepare
+from experiments.resolve import resolve
 from experiments.run import run_method
-from experiments.settings import Settings, resolve
+from experiments.settings import Settings
 from experiments.source import load_task
 from experiments.transfer_settings import TransferSettings
 from kaprune_jax._errors import InputError

@@ -2,15 +2,12 @@
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
 
 from experiments.presets import METHODS
+from experiments.settings import Settings
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.squad import is_squad_file
 from kaprune_jax.models.layout import GATES
-
-if TYPE_CHECKING:
-    from experiments.settings import Settings
 
 _RANGES: dict[str, tuple[float, float, str]] = {
     "sparsity": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
@@ -47,7 +44,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 }
 
 
-def check(settings: "Settings") -> None:
+def check(settings: Settings) -> None:
     """Checks resolved settings.
 
     Raises:
@@ -78,10 +75,8 @@ def check(settings: "Settings") -> None:
         _check_cofi(settings)
 
 
-def check_questions(settings: "Settings") -> None:
+def check_questions(settings: Settings) -> None:
     """What goes with questions, and what with nothing else."""
-    from experiments.settings import asks_questions
-
     if not asks_questions(settings):
         if is_squad_file(settings.dev_file or ""):
             raise InputError(
@@ -105,7 +100,7 @@ def check_questions(settings: "Settings") -> None:
         raise InputError(f"--pooling {settings.pooling}: answers are found token by token, nothing is pooled; use auto")
 
 
-def _check_cofi(settings: "Settings") -> None:
+def _check_cofi(settings: Settings) -> None:
     if settings.pattern != "element":
         raise InputError(f"--pattern {settings.pattern} does not go with --method cofi, which removes whole structures")
     if settings.before + settings.after >= 1.0:
@@ -153,3 +148,8 @@ def loss_weights(text: str) -> dict[str, float]:
             raise InputError(f"--loss-weights {part!r}: NAME=NUMBER with a name of {', '.join(allowed)}, a number >= 0")
         weights[name] = value
     return weights
+
+
+def asks_questions(settings: Settings) -> bool:
+    """Whether the task is to answer questions from passages."""
+    return is_squad_file(settings.train_file) if settings.train_file is not None else settings.task == "squad"

@@ -13,7 +13,13 @@ from experiments.run import check_teacher, get_teacher
 from experiments.sequential import begin_sequential
 from experiments.settings import teacher_settings
 from experiments.structured import run_structured
-from experiments.transfer_settings import PHASES, TransferSettings, coupled_phases, couples_teacher
+from experiments.transfer_settings import (
+    PHASES,
+    TransferSettings,
+    coupled_phases,
+    couples_teacher,
+    joint_teacher_settings,
+)
 from experiments.voting import voted_parts
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.folder import load
@@ -89,7 +95,7 @@ def get_target_teacher(beginning: Beginning, place: Path, should_stop: ShouldSto
         return get_teacher(alone, place, should_stop)
     result = run_joint(
         "dense",
-        prepared._replace(settings=dataclasses.replace(settings, method="dense")),
+        prepared._replace(settings=joint_teacher_settings(settings)),
         place,
         should_stop,
         teacher=None,

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from experiments.command import Stop, run_command
-from experiments.settings import Settings, parse, resolve
+from experiments.resolve import resolve
+from experiments.settings import Settings, parse
 
 
 def run(settings: Settings, should_stop: Stop) -> None:

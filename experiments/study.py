@@ -82,7 +82,7 @@ def _keep(out: Path, folders: Sequence[Path]) -> dict[str, Run]:
 
 def _resolve(kind: Kind[S], grid: Grid, file: str) -> list[S]:
     """The settings of every cell, each with the folder it has."""
-    from experiments.settings import resolve
+    from experiments.resolve import resolve
 
     for name, flags in grid.runs.items():
         try:
@@ -112,8 +112,8 @@ def _of_run(out: Path, value: Any) -> Any:
 def _run_first(flags: Flags, work: Path, should_stop: ShouldStop) -> None:
     """Fine-tunes a model that cells start from."""
     from experiments.prepare import prepare
+    from experiments.resolve import resolve
     from experiments.run import run_method
-    from experiments.settings import resolve
     from experiments.source import load_task
 
     settings = resolve(Settings(**{"method": "dense", **flags, "out": str(work), "resume": True}))

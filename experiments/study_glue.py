@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from experiments.report_data import Run
-from experiments.settings import TEACHER, Settings, resolve, teacher_settings
+from experiments.resolve import resolve
+from experiments.settings import TEACHER, Settings, teacher_settings
 from experiments.study import make_once
 from experiments.study_grid import Kind, ShouldStop, digest_of
 from kaprune_jax._errors import InputError

@@ -6,7 +6,7 @@ from typing import Any
 from experiments.settings import TEACHER
 from experiments.study import make_once
 from experiments.study_grid import Flags, Kind, ShouldStop, digest, digest_of
-from experiments.transfer_settings import TransferSettings, couples_teacher, resolve
+from experiments.transfer_settings import JOINT_TEACHER, TransferSettings, couples_teacher, resolve
 from kaprune_jax._errors import InputError
 
 _OTHER = (
@@ -14,12 +14,7 @@ _OTHER = (
     "pooling max_length lengths length_multiple batch_size evaluations auxiliary_teacher_steps teacher_schedule warmup "
     "weight_decay"
 ).split()
-_JOINTLY = (
-    "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_seed auxiliary_rows auxiliary_teacher_steps "
-    "auxiliary_teacher surgery surgery_on surgery_parts share_depth auxiliary_weight auxiliary_schedule "
-    "auxiliary_mixing"
-).split()
-_COUPLED = [*_JOINTLY, "share", "when", "tie"]
+_COUPLED = [*(name for name in JOINT_TEACHER if name not in (*TEACHER, "coupling")), "share", "when", "tie"]
 
 
 def make_kind() -> Kind[TransferSettings]:
@@ -70,7 +65,7 @@ def _run(settings: TransferSettings, folder: Path, out: Path, should_stop: Shoul
             earlier, lambda work: begin(prepared, auxiliaries, others, work, should_stop), should_stop, light=False
         )
     beginning = begin(prepared, auxiliaries, others, earlier, should_stop)
-    same = (*TEACHER, "coupling", *_JOINTLY) if couples_teacher(settings) else TEACHER
+    same = JOINT_TEACHER if couples_teacher(settings) else TEACHER
     teacher = out / "teachers" / f"target-{digest_of(settings, same)}"
     if settings.teacher is None:
         make_once(teacher, lambda work: get_target_teacher(beginning, work, should_stop), should_stop)

@@ -6,10 +6,12 @@ import os
 import re
 from typing import ClassVar
 
+from experiments.checks import asks_questions
 from experiments.flags import flag
 from experiments.flags import parse as parse_flags
-from experiments.settings import Settings, asks_questions, only_a_study, with_lengths
-from experiments.settings import resolve as resolve_main
+from experiments.resolve import only_a_study, with_lengths
+from experiments.resolve import resolve as resolve_main
+from experiments.settings import AROUND, TEACHER, Settings
 from kaprune_jax._errors import InputError
 from kaprune_jax.transfer.sharing import SHARE, Share, shares_gates, shares_weights
 
@@ -17,6 +19,13 @@ COUPLINGS = ("none", "sequential", "joint", "surgery")
 PHASES = ("before", "prune", "after")
 LENGTHS = {"lengths": 2, "length_multiple": 16}
 """A coupled step is compiled for every pair of lengths, and kept from run to run of a study."""
+JOINT_TEACHER = (
+    *TEACHER,
+    *"coupling auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_seed auxiliary_rows".split(),
+    *"auxiliary_teacher_steps auxiliary_teacher auxiliary_weight auxiliary_schedule auxiliary_mixing".split(),
+    *"surgery surgery_on surgery_parts share_depth".split(),
+)
+"""The settings that a target's teacher follows from where it is trained jointly with the auxiliary tasks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +186,12 @@ def coupled_phases(settings: TransferSettings) -> tuple[str, ...]:
 def couples_teacher(settings: TransferSettings) -> bool:
     """Whether auxiliary tasks take part in what the target's teacher is: its start, or its training."""
     return settings.coupling != "none" and "before" in coupled_phases(settings) and shares_weights(settings.share)
+
+
+def joint_teacher_settings(settings: TransferSettings) -> TransferSettings:
+    """The settings of a jointly trained teacher: those of pruning at their defaults, as `teacher_settings` has them."""
+    kept = {name: getattr(settings, name) for name in (*JOINT_TEACHER, *AROUND, "no_augment")}
+    return dataclasses.replace(TransferSettings(), **kept | {"method": "dense", "share": "weights"})
 
 
 def _files(settings: TransferSettings) -> list[str]:

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from experiments.presets import Preset
-from experiments.settings import BY_METHOD, Settings, preset_of
+from experiments.resolve import preset_of
+from experiments.settings import BY_METHOD, Settings
 from kaprune_jax.prune.magnitude import Scores
 
 

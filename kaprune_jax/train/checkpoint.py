@@ -66,9 +66,11 @@ def _reserve(folder: Path, size: int) -> None:
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error; of tensorstore's, which are long, what the system said."""
+    """The first line of an error; of tensorstore's, which are long, what the system said; of Orbax's, what it means."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if "structures do not match" in str(error):  # though arrays and shapes are the same ones
+        return "another version of this program nested its arrays differently: go on with that one, or in a new folder"
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(code[1])) if code else (str(error).splitlines() or [type(error).__name__])[0][:200]
 

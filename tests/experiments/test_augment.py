@@ -13,7 +13,8 @@ from experiments import glue
 from experiments.augment import add_rows
 from experiments.augment_file import make_header
 from experiments.prepare import prepare
-from experiments.settings import parse, resolve
+from experiments.resolve import resolve
+from experiments.settings import parse
 from kaprune_jax.train.loop import Interrupted
 
 QUICK = ["--epochs", "2", "--teacher-epochs", "40", "--batch-size", "8", "--evaluations", "1", "--allow-weak-teacher"]

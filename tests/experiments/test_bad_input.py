@@ -11,7 +11,8 @@ import pytest
 
 import kaprune_jax as kp
 from experiments import glue
-from experiments.settings import Settings, parse, resolve
+from experiments.resolve import resolve
+from experiments.settings import Settings, parse
 from kaprune_jax._errors import InputError
 
 

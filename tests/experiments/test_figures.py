@@ -18,7 +18,8 @@ from experiments.presets import OWN_FILES
 from experiments.report import main
 from experiments.report_data import read_run
 from experiments.report_tasks import task_table
-from experiments.settings import parse, resolve
+from experiments.resolve import resolve
+from experiments.settings import parse
 from experiments.tuned import by_recipe, tuned
 from kaprune_jax._errors import InputError
 

@@ -16,7 +16,8 @@ from short_runs import lines, same_bits
 
 import kaprune_jax as kp
 from experiments import export, glue, transfer
-from experiments.settings import parse, resolve
+from experiments.resolve import resolve
+from experiments.settings import parse
 from kaprune_jax.train.loop import fit
 
 QUICK = ["--steps", "12", "--teacher-steps", "12", "--batch-size", "8", "--evaluations", "2", "--log-every", "4"]

@@ -202,6 +202,19 @@ def test_cells_share_what_comes_before_the_target(run, files, other, teachers, t
     assert same(load_file(cell / "model" / "model.safetensors"), load_file(tmp_path / "run/model/model.safetensors"))
 
 
+@pytest.mark.long
+def test_cells_share_a_jointly_trained_teacher_whatever_is_pruned(files, other, teachers, tiny, tmp_path):
+    base = {"train_file": files[1], "dev_file": files[3], "model": str(tiny), "auxiliary": f"other={other}"}
+    base |= {"auxiliary_text": "text", "auxiliary_label": "kind", "auxiliary_teacher": str(teachers[1]), "steps": 10}
+    base |= {"teacher_steps": 4, "batch_size": 8, "evaluations": 1, "coupling": "joint", "seed": 0}
+    grids = [{"sparsity": [0.7, 0.5]}, {"share": ["weights"], "tie": [0.1]}, {"when": ["before,prune"]}]
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps({"out": str(tmp_path / "study"), "base": base, "grids": grids}), "utf-8")
+    assert transfer.main(["--study", str(file)]) == 0
+    assert len(list((tmp_path / "study" / "cells").glob("*/result.json"))) == 4
+    assert len(list((tmp_path / "study" / "teachers").glob("target-*"))) == 1
+
+
 def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
     from experiments.coupled import Auxiliary
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from experiments.presets import METHODS, PRESETS
-from experiments.settings import BY_METHOD, Settings, parse, resolve
+from experiments.resolve import resolve
+from experiments.settings import BY_METHOD, Settings, parse
 from experiments.tuned import tuned
 
 

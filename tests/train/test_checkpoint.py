@@ -47,6 +47,13 @@ def test_a_state_of_another_shape_is_not_taken_for_this_one(checkpoints):
         checkpoints.restore(state_of(5))
 
 
+def test_a_state_that_another_version_nested_differently_is_said_to_be_that(checkpoints):
+    ours = state_of(4)
+    checkpoints.save(ours._replace(opt_state=(*ours.opt_state, optax.EmptyState())), {})
+    with pytest.raises(InputError, match=r"ckpt: step 0 cannot be read \(another version of this program nested"):
+        checkpoints.restore(ours)
+
+
 def save_and_wait(checkpoints, state):
     checkpoints.save(state, {})
     checkpoints.wait()
