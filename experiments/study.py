@@ -174,9 +174,11 @@ def lighten(folder: Path) -> None:
 
 
 def _compile_once(out: Path) -> None:
-    """Cells compile the same programs: kept in the study's folder."""
+    """Cells compile the same programs: kept in the study's folder, unless they are kept somewhere anyway."""
     import jax
 
+    if jax.config.jax_compilation_cache_dir:
+        return
     place = out / "compiled"
     place.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", os.fspath(place.absolute()))

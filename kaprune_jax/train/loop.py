@@ -1,6 +1,7 @@
 """The loop that every method shares: steps, logs, evaluations, and a way to stop.
 
-Nothing is fetched from the device between logs, so that the host runs ahead of it.
+Nothing is fetched from the device between logs, so that the host runs ahead of it, but only by a few steps: each that
+waits holds memory, and a stop has to wait for all of them.
 """
 
 import dataclasses
@@ -16,6 +17,8 @@ from jaxtyping import Array
 
 from kaprune_jax._typing import Params
 from kaprune_jax.train.step import StepMetrics, TrainState
+
+_AHEAD = 3  # steps that may wait while the device is at work
 
 
 class Diverged(RuntimeError):
@@ -123,6 +126,8 @@ def fit(
         state, metrics = step(state, teacher_params, batches[number])
         number += 1
         waiting.append(metrics)
+        if len(waiting) > _AHEAD:
+            jax.block_until_ready(waiting[-1 - _AHEAD])
         stop = hooks.should_stop()
         evaluate = number % eval_every == 0 or number == steps
         if evaluate or stop or number % log_every == 0:

@@ -67,6 +67,31 @@ def test_what_is_left_does_not_count_the_seconds_of_compiling(monkeypatch):
     assert [(record.remaining, record.examples_per_second) for record in logs] == [(6, 4), (5, 4), (2, 4), (0, 4)]
 
 
+def test_only_a_few_steps_wait_for_the_device():
+    state = pieces()[1]
+    done, ahead = [], []
+
+    class Late:
+        """A loss that is there once somebody waits for it."""
+
+        def __init__(self, number):
+            self.number = number
+
+        def block_until_ready(self):
+            done.append(self.number)
+            return self
+
+        def __array__(self, *_, **__):
+            return np.asarray(self.block_until_ready().number, np.float32)
+
+    def step(state, _, batch):
+        ahead.append(int(batch["x"]) - max(done, default=0))
+        return state, StepMetrics(Late(int(batch["x"]) + 1), {}, 0.0, 0.0)
+
+    fit(step, state, Numbers(), steps=20, hooks=hooks([], []), log_every=10, eval_every=20)
+    assert ahead == [0, 1, 2, 3] + [3] * 6 + [0, 1, 2, 3] + [3] * 6
+
+
 def test_stops_at_the_first_loss_that_is_not_finite_without_an_evaluation():
     step, state = pieces()
 
