@@ -4,14 +4,16 @@ import re
 from pathlib import Path
 
 import jax
+import pytest
 
 import experiments
 import kaprune_jax as kp
 from experiments.figures import read_figures
 from experiments.report import write_comparison
 from experiments.report_markdown import markdown_table
+from experiments.report_study import HEADER, table_rows
 from experiments.report_tasks import task_table
-from experiments.study_data import mean_of, study_rows
+from experiments.study_data import study_rows
 from experiments.study_glue import make_kind
 from experiments.study_grid import digest, read_grid
 from experiments.study_transfer import make_kind as make_coupled_kind
@@ -83,21 +85,10 @@ def test_the_curve_is_that_of_the_figures(tmp_path):
     assert drawn
 
 
-def test_the_table_of_couplings_is_that_of_the_figures():
-    runs = read_figures(STUDIES / "mpqa.csv")
-    rows = {
-        row.name: row
-        for setting, group in study_rows([*runs.values()]).items()
-        for row in group
-        if (setting.sparsity, row.rows) == (0.9, 300)
-    }
-    names = {"none": "alone"} | {
-        said: f"{name} with sst2 (auxiliary rows 10000)"
-        for said, name in (("sequential",) * 2, ("joint",) * 2, ("surgery (PCGrad)", "surgery"))
-    }
-    for coupling, name in names.items():
-        (said,) = re.findall(rf"^\| {re.escape(coupling)} \| \.(\d+) ± \.(\d+) ", README, flags=re.MULTILINE)
-        mean = mean_of([*rows[f"cofi, {name}"].scores.values()])
-        assert said == (f"{mean.mean:.3f}"[2:], f"{mean.error:.3f}"[2:])
-    cells = {digest(cell) for cell in read_grid(str(STUDIES / "mpqa.json"), make_coupled_kind()).cells}
+@pytest.mark.parametrize("study", ["mpqa", "rte"])
+def test_the_tables_of_couplings_are_those_of_the_figures(study):
+    runs = read_figures(STUDIES / f"{study}.csv")
+    (rows,) = study_rows([*runs.values()]).values()
+    assert markdown_table(HEADER, table_rows(rows)) in README
+    cells = {digest(cell) for cell in read_grid(str(STUDIES / f"{study}.json"), make_coupled_kind()).cells}
     assert runs.keys() <= cells
