@@ -177,7 +177,7 @@ def _compile_once(out: Path) -> None:
     """Cells compile the same programs: kept in the study's folder, unless they are kept somewhere anyway."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values.get("jax_compilation_cache_dir"):
         return
     place = out / "compiled"
     place.mkdir(parents=True, exist_ok=True)
