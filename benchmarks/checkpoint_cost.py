@@ -19,7 +19,7 @@ import optax
 
 import experiments  # noqa: F401 (keeps freed memory, as training runs do)
 import kaprune_jax as kp
-from experiments.settings import Settings
+from experiments.config.settings import Settings
 from kaprune_jax.models.bert import init_params, make_apply
 from kaprune_jax.train.checkpoint import Checkpoints
 from kaprune_jax.train.optimizer import adamw

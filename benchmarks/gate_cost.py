@@ -14,8 +14,8 @@ import optax
 
 import experiments  # noqa: F401 (keeps freed memory, as training runs do)
 import kaprune_jax as kp
-from experiments.optimizers import gated_optimizer
-from experiments.settings import Settings
+from experiments.config.settings import Settings
+from experiments.coupling.optimizers import gated_optimizer
 from kaprune_jax.models.bert import init_params, make_apply
 from kaprune_jax.train.step import init_state
 from kaprune_jax.transfer.sharing import make_store

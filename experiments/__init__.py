@@ -2,7 +2,7 @@
 
 import os
 
-from experiments.memory import keep_memory
+from experiments.runs.memory import keep_memory
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it only gives tokenizers here; PyTorch is not missed
 # Before JAX starts its threads, hence here.

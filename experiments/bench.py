@@ -14,9 +14,6 @@ from typing import Any, NoReturn, get_args
 
 from kaprune_jax._errors import InputError
 
-SHAPES = {"minilm": (384, 6, 12, 1536), "bert-base": (768, 12, 12, 3072)}
-"""Hidden dimensions, layers, heads and units."""
-
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -29,7 +26,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
       InputError: an unknown flag, or a value that is not allowed.
     """
-    from experiments.bench_rivals import RIVALS
+    from experiments.inference.rivals import RIVALS
+    from experiments.inference.shapes import SHAPES
     from kaprune_jax.kernels.block_sparse.api import Backend
 
     backends = get_args(Backend)
@@ -91,9 +89,9 @@ def _numbers(name: str, text: str, kind: Any, good: Any, allowed: str) -> list[A
 
 def run(settings: argparse.Namespace) -> dict[str, Any]:
     """Measures, writes the file and the page, prints the table, and returns the figures."""
-    from experiments.bench_cost import probe_peaks
-    from experiments.bench_report import as_text, write_page
-    from experiments.bench_subjects import random_subjects, saved_subjects, single_products
+    from experiments.inference.cost import probe_peaks
+    from experiments.inference.page import as_text, write_page
+    from experiments.inference.subjects import random_subjects, saved_subjects, single_products
     from kaprune_jax.kernels.block_sparse.api import choose_backend
 
     choose_backend(settings.backend)  # says what it lacks before anything is compiled
@@ -118,7 +116,7 @@ def _machine(settings: argparse.Namespace) -> dict[str, Any]:
 
     import jax
 
-    from experiments.record import versions
+    from experiments.runs.record import versions
 
     given = {name: value for name, value in vars(settings).items() if name != "out"}
     return {

@@ -47,7 +47,7 @@ def run(settings: argparse.Namespace) -> Path:
     Raises:
       InputError: no such model, one that this format cannot hold, or a folder that is there already.
     """
-    from experiments.export_formats import to_hugging_face, to_onnx, to_stablehlo
+    from experiments.inference.formats import to_hugging_face, to_onnx, to_stablehlo
     from kaprune_jax.deploy.folder import load
 
     out = Path(settings.out)

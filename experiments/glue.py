@@ -8,29 +8,29 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from experiments.command import Stop, run_command
-from experiments.resolve import resolve
-from experiments.settings import Settings, parse
+from experiments.config.resolve import resolve
+from experiments.config.settings import Settings, parse
+from experiments.runs.command import Stop, run_command
 
 
 def run(settings: Settings, should_stop: Stop) -> None:
     """Runs every method of the settings, one after the other, from one teacher."""
     if settings.study is not None:
-        from experiments.study import run_study
-        from experiments.study_glue import make_kind
+        from experiments.grid.cells import run_study
+        from experiments.grid.glue import make_kind
 
         return run_study(make_kind(), settings.study, settings.cell, should_stop)
-    from experiments.augment import add_rows
-    from experiments.lock import take
-    from experiments.method import plan
-    from experiments.phases import plan_cofi
-    from experiments.prepare import prepare
-    from experiments.record import say
-    from experiments.report import write_comparison, write_report
-    from experiments.results import read_result
-    from experiments.run import get_teacher, run_method
-    from experiments.structured import run_structured
-    from experiments.summary import summary
+    from experiments.coupling.phases import plan_cofi
+    from experiments.coupling.structured import run_structured
+    from experiments.pages.write import write_comparison, write_report
+    from experiments.runs.augment import add_rows
+    from experiments.runs.lock import take
+    from experiments.runs.method import plan
+    from experiments.runs.prepare import prepare
+    from experiments.runs.record import say
+    from experiments.runs.results import read_result
+    from experiments.runs.run import get_teacher, run_method
+    from experiments.runs.summary import summary
     from kaprune_jax.train.processes import on_first
 
     prepared = prepare(settings)

@@ -7,28 +7,27 @@ flags it runs the built-in offline example, with and without coupling. Exit code
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
-from experiments.command import Stop, run_command
-from experiments.transfer_settings import COUPLINGS, TransferSettings, couplings, parse, resolve
+from experiments.config.transfer_settings import COUPLINGS, TransferSettings, couplings, parse, resolve
+from experiments.runs.command import Stop, run_command
 
 
 def run(settings: TransferSettings, should_stop: Stop) -> None:
     """Runs every coupling of the settings, one after the other; or ranks, or runs a study."""
     if settings.study is not None:
-        from experiments.study import run_study
-        from experiments.study_transfer import make_kind
+        from experiments.grid.cells import run_study
+        from experiments.grid.transfer import make_kind
 
         return run_study(make_kind(), settings.study, settings.cell, should_stop)
-    from experiments.auxiliary import get_auxiliaries, prepare_auxiliaries
-    from experiments.coupling import run_coupling
-    from experiments.lock import take
-    from experiments.prepare import prepare
-    from experiments.ranking import rank
-    from experiments.record import say
-    from experiments.report import write_comparison, write_report
-    from experiments.source import load_task
-    from experiments.summary import summary
+    from experiments.coupling.auxiliary import get_auxiliaries, prepare_auxiliaries
+    from experiments.coupling.course import check_model, run_coupling
+    from experiments.coupling.ranking import rank
+    from experiments.pages.write import write_comparison, write_report
+    from experiments.runs.lock import take
+    from experiments.runs.prepare import prepare
+    from experiments.runs.record import say
+    from experiments.runs.source import load_task
+    from experiments.runs.summary import summary
     from kaprune_jax.train.processes import on_first
 
     on_first(lambda: check_folder(settings))
@@ -36,7 +35,7 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
     assert settings.out is not None
     out, wanted = Path(settings.out), couplings(settings)
     others = prepare_auxiliaries(settings, prepared) if settings.rank or wanted != ("none",) else []
-    check(settings, prepared)  # says what does not fit before anything is written
+    check_model(settings, prepared)  # says what does not fit before anything is written
     take(out)
     data = prepared.data
     say(f"target {data.name}: {len(data.train.texts)} training rows, {len(data.dev.texts)} dev rows, {data.kind}")
@@ -61,42 +60,14 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
     say(f"report: {out / 'report.html'}")
 
 
-def check(settings: TransferSettings, prepared: Any) -> None:
-    """What only the model can say of the flags.
-
-    Raises:
-      InputError: more layers shared than there are, or a batch that surgery cannot divide.
-    """
-    from experiments.method import plan
-    from experiments.phases import phases, plan_cofi
-    from experiments.voting import voted_parts
-    from kaprune_jax._errors import InputError
-
-    layers = prepared.start.config.num_hidden_layers
-    if settings.share_depth is not None and settings.share_depth > layers:
-        raise InputError(f"--share-depth {settings.share_depth}: the model has {layers} layers")
-    size = prepared.settings.batch_size
-    if "surgery" in couplings(settings) and settings.surgery == "attittud" and size % settings.surgery_parts:
-        raise InputError(
-            f"--surgery-parts {settings.surgery_parts}: a batch of {size} target rows cannot be cut into so many equal "
-            "parts"
-        )
-    if settings.method == "cofi":
-        plan_cofi(prepared, prepared.teacher)
-    else:
-        phases(settings, plan("sparsebert", prepared, prepared.teacher).steps)
-    if settings.init_from is not None:
-        voted_parts(settings, prepared)
-
-
 def check_folder(settings: TransferSettings) -> None:
     """Whether the run folder can be made, or, with --resume, gone on with.
 
     Raises:
       InputError: it holds something else, cannot be written, or there is nothing to resume.
     """
-    from experiments.folders import check_out, is_only_begun
-    from experiments.lock import check_free
+    from experiments.runs.folders import check_out, is_only_begun
+    from experiments.runs.lock import check_free
     from kaprune_jax._errors import InputError
 
     assert settings.out is not None

@@ -1,4 +1,4 @@
-"""Imports go one way; what the core packages must not import they do not import."""
+"""Imports go one way; what the core packages must not import they do not import; files stay small."""
 
 import ast
 from pathlib import Path
@@ -55,4 +55,29 @@ def test_imports_go_one_way(file):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_files_stay_small(file):
+    assert len(file.read_text("utf-8").splitlines()) <= 300
+
+
+EXPERIMENTS = PACKAGE.parent / "experiments"
+BELOW = {
+    "config": {"presets"},
+    "runs": {"presets", "config"},
+    "coupling": {"presets", "config", "runs"},
+    "pages": {"presets", "config", "runs"},
+    "grid": {"presets", "config", "runs", "coupling", "pages"},
+    "inference": {"presets", "runs", "pages"},
+}
+"""What the folders of experiments may use; commands may use every folder, but no other command."""
+SCRIPTS = sorted(EXPERIMENTS.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: str(file.relative_to(EXPERIMENTS)))
+def test_imports_of_experiments_go_one_way(file):
+    own = {module.split(".")[1] for module in imports(file) if module.startswith("experiments.")}
+    where, *inside = file.relative_to(EXPERIMENTS).parts
+    assert own <= (BELOW[where] | {where} if inside else {"presets", *BELOW})
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: str(file.relative_to(EXPERIMENTS)))
+def test_files_of_experiments_stay_small(file):
     assert len(file.read_text("utf-8").splitlines()) <= 300

@@ -8,15 +8,15 @@ import pytest
 
 import experiments
 import kaprune_jax as kp
-from experiments.figures import read_figures
-from experiments.report import write_comparison
-from experiments.report_markdown import markdown_table
-from experiments.report_study import HEADER, table_rows
-from experiments.report_tasks import task_table
-from experiments.study_data import study_rows
-from experiments.study_glue import make_kind
-from experiments.study_grid import digest, read_grid
-from experiments.study_transfer import make_kind as make_coupled_kind
+from experiments.grid.figures import read_figures
+from experiments.grid.file import digest, read_grid
+from experiments.grid.glue import make_kind
+from experiments.grid.transfer import make_kind as make_coupled_kind
+from experiments.pages.markdown import markdown_table
+from experiments.pages.pairs import study_rows
+from experiments.pages.study import HEADER, table_rows
+from experiments.pages.tasks import task_table
+from experiments.pages.write import write_comparison
 from kaprune_jax.deploy.folder import load_start
 from kaprune_jax.models.bert import init_params
 

@@ -118,7 +118,7 @@ def main() -> None:
     name, number, module, *flags = sys.argv[1:]
     command = importlib.import_module(f"experiments.{module}")
     if name != "none":
-        import experiments.stage
+        import experiments.runs.stage
         from kaprune_jax.train.loop import fit
 
         steps = itertools.count(1)
@@ -133,7 +133,7 @@ def main() -> None:
 
             return fit(*arguments, **{**options, "hooks": dataclasses.replace(old, should_stop=should_stop)})
 
-        experiments.stage.fit = signalled_fit
+        experiments.runs.stage.fit = signalled_fit
     sys.argv = [module, *flags]
     sys.exit(command.main(flags))
 

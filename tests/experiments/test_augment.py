@@ -10,11 +10,11 @@ from safetensors.numpy import load_file
 
 import kaprune_jax as kp
 from experiments import glue
-from experiments.augment import add_rows
-from experiments.augment_file import make_header
-from experiments.prepare import prepare
-from experiments.resolve import resolve
-from experiments.settings import parse
+from experiments.config.resolve import resolve
+from experiments.config.settings import parse
+from experiments.runs.augment import add_rows
+from experiments.runs.augment_file import make_header
+from experiments.runs.prepare import prepare
 from kaprune_jax.train.loop import Interrupted
 
 QUICK = ["--epochs", "2", "--teacher-epochs", "40", "--batch-size", "8", "--evaluations", "1", "--allow-weak-teacher"]

@@ -11,8 +11,8 @@ import pytest
 
 import kaprune_jax as kp
 from experiments import glue
-from experiments.resolve import resolve
-from experiments.settings import Settings, parse
+from experiments.config.resolve import resolve
+from experiments.config.settings import Settings, parse
 from kaprune_jax._errors import InputError
 
 
@@ -152,7 +152,7 @@ def test_no_space_left_is_said_in_one_line(tiny, files, tmp_path, capsys, monkey
     def full(*_, **__):
         raise OSError(28, "No space left on device", "run/config.json")
 
-    monkeypatch.setattr("experiments.record.write_json", full)
+    monkeypatch.setattr("experiments.runs.record.write_json", full)
     assert glue.main(["--model", str(tiny), *files, "--out", str(tmp_path / "run")]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()

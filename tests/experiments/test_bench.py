@@ -7,10 +7,10 @@ import pytest
 from pages import Page
 
 from experiments.bench import main
-from experiments.bench_cost import Cost, Peaks, dense_costs, linear_cost, packed_costs, total
-from experiments.bench_report import write_page
-from experiments.bench_timing import Variant, check, measure
-from experiments.bench_variants import random_blocks, smaller_config
+from experiments.inference.cost import Cost, Peaks, dense_costs, linear_cost, packed_costs, total
+from experiments.inference.page import write_page
+from experiments.inference.timing import Variant, check, measure
+from experiments.inference.variants import random_blocks, smaller_config
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.packed import pack_model
 from kaprune_jax.models.bert import init_params

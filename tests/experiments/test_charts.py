@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from experiments.axes import log_ticks, thin, ticks
-from experiments.charts import Line, Mark, line_chart
-from experiments.mask_pictures import density, png, study
-from experiments.report_compare import mean_curve
-from experiments.report_data import spread
-from experiments.report_text import duration, mean_and_spread, percent, size
+from experiments.pages.axes import log_ticks, thin, ticks
+from experiments.pages.charts import Line, Mark, line_chart
+from experiments.pages.compare import mean_curve
+from experiments.pages.data import spread
+from experiments.pages.mask_pictures import density, png, study
+from experiments.pages.text import duration, mean_and_spread, percent, size
 
 
 def test_png_and_density():

@@ -80,7 +80,7 @@ def test_interrupted_then_resumed_gives_the_same_bits(run, tiny, files, tmp_path
             options["hooks"] = dataclasses.replace(options["hooks"], should_stop=lambda: next(steps) == 6)
         return fit(*arguments, **options)
 
-    monkeypatch.setattr("experiments.stage.fit", interrupted_fit)
+    monkeypatch.setattr("experiments.runs.stage.fit", interrupted_fit)
     flags = ["--model", str(tiny), *files, "--out", str(tmp_path / "again"), *QUICK]
     assert glue.main(flags) == 130
     monkeypatch.undo()

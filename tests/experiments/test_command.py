@@ -2,8 +2,8 @@
 
 import signal
 
-from experiments.command import run_command
-from experiments.settings import Settings
+from experiments.config.settings import Settings
+from experiments.runs.command import run_command
 
 
 def test_signals_are_given_back_to_who_had_them():

@@ -13,14 +13,14 @@ from test_report import make_run
 from test_study import QUICK
 
 from experiments import glue, report
-from experiments.figures import command_of, format_figures, read_figures
+from experiments.config.resolve import resolve
+from experiments.config.settings import parse
+from experiments.config.tuned import by_recipe, tuned
+from experiments.grid.figures import command_of, format_figures, read_figures
+from experiments.pages.data import read_run
+from experiments.pages.tasks import task_table
 from experiments.presets import OWN_FILES
 from experiments.report import main
-from experiments.report_data import read_run
-from experiments.report_tasks import task_table
-from experiments.resolve import resolve
-from experiments.settings import parse
-from experiments.tuned import by_recipe, tuned
 from kaprune_jax._errors import InputError
 
 

@@ -39,12 +39,12 @@ def test_interrupted_then_resumed_gives_the_same_bits(more, run, tiny, files, tm
         old = options["hooks"]
         return dataclasses.replace(old, should_stop=lambda: bool(also()) or old.should_stop())
 
-    monkeypatch.setattr("experiments.stage.fit", interrupted_fit)
+    monkeypatch.setattr("experiments.runs.stage.fit", interrupted_fit)
     assert glue.main([*flags, "--out", str(tmp_path / "cut")]) == 143
     said = capsys.readouterr().err
     assert "to go on: python -m experiments.glue" in said
     assert "--resume" in said
-    monkeypatch.setattr("experiments.stage.fit", fit)
+    monkeypatch.setattr("experiments.runs.stage.fit", fit)
     let_the_clock_go_back(tmp_path / "cut", monkeypatch)
     assert glue.main([*flags, "--out", str(tmp_path / "cut"), "--resume"]) == 0
     same_bits(tmp_path / "whole", tmp_path / "cut")
@@ -90,11 +90,11 @@ def test_a_run_killed_before_its_first_line_is_gone_on_with(run, tmp_path, monke
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.stage.fit", killed)
+    monkeypatch.setattr("experiments.runs.stage.fit", killed)
     with pytest.raises(KeyboardInterrupt):
         run("--method", "dense", "--teacher-epochs", "2")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    monkeypatch.setattr("experiments.stage.fit", fit)
+    monkeypatch.setattr("experiments.runs.stage.fit", fit)
     assert run("--method", "dense", "--teacher-epochs", "2", "--resume") == 0
     assert (tmp_path / "run" / "result.json").is_file()
 
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(run, tmp_path
         bits = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
         return {"accuracy": scores.setdefault(bits, len(scores) / 100)}
 
-    monkeypatch.setattr("experiments.run.evaluate", rising)
+    monkeypatch.setattr("experiments.runs.run.evaluate", rising)
     flags = ["--method", "dense", "--teacher-epochs", "6"]
     assert run(*flags) == 0
     folder = tmp_path / "run"

@@ -12,8 +12,8 @@ import pytest
 from deaths import Dead, Killer, outcome
 
 from experiments import glue
-from experiments.lock import release
-from experiments.replace import finish_replacing, replace_folder
+from experiments.runs.lock import release
+from experiments.runs.replace import finish_replacing, replace_folder
 
 DEATHS = Path(__file__).with_name("deaths.py")
 QUICK = ["--teacher-epochs", "2", "--epochs", "4", "--batch-size", "8", "--evaluations", "2", "--log-every", "5"]

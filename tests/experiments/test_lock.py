@@ -11,13 +11,13 @@ import sys
 import pytest
 
 from experiments import glue
-from experiments.lock import LOCK, check_free, hold, release
+from experiments.runs.lock import LOCK, check_free, hold, release
 from kaprune_jax._errors import InputError
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from experiments.lock import hold
+from experiments.runs.lock import hold
 hold(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)

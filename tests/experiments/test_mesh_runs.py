@@ -33,9 +33,9 @@ def test_a_run_on_a_mesh_gives_what_one_device_gives_and_goes_on_on_another(meth
         hooks = dataclasses.replace(old, should_stop=lambda: bool(stop()) or old.should_stop())
         return fit(*arguments, **{**options, "hooks": hooks})
 
-    monkeypatch.setattr("experiments.stage.fit", interrupted_fit)
+    monkeypatch.setattr("experiments.runs.stage.fit", interrupted_fit)
     assert run("many", *flags, "--mesh", "data=2,fsdp=2,model=2") == 143
-    monkeypatch.setattr("experiments.stage.fit", fit)
+    monkeypatch.setattr("experiments.runs.stage.fit", fit)
     assert run("many", *flags, "--mesh", "fsdp=8", "--resume") == 0
     said = capsys.readouterr().out
     assert "on data=2,fsdp=2,model=2: " in said

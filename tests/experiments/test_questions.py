@@ -16,8 +16,8 @@ from short_runs import lines, same_bits
 
 import kaprune_jax as kp
 from experiments import export, glue, transfer
-from experiments.resolve import resolve
-from experiments.settings import parse
+from experiments.config.resolve import resolve
+from experiments.config.settings import parse
 from kaprune_jax.train.loop import fit
 
 QUICK = ["--steps", "12", "--teacher-steps", "12", "--batch-size", "8", "--evaluations", "2", "--log-every", "4"]
@@ -131,9 +131,9 @@ def test_interrupted_then_resumed_gives_the_same_bits(method, tiny, questions, t
 
         return fit(*arguments, **{**options, "hooks": dataclasses.replace(old, should_stop=should_stop)})
 
-    monkeypatch.setattr("experiments.stage.fit", cut_fit)
+    monkeypatch.setattr("experiments.runs.stage.fit", cut_fit)
     assert glue.main([*flags, "--out", str(tmp_path / "cut")]) == 143
-    monkeypatch.setattr("experiments.stage.fit", fit)
+    monkeypatch.setattr("experiments.runs.stage.fit", fit)
     assert glue.main([*flags, "--out", str(tmp_path / "cut"), "--resume"]) == 0
     same_bits(tmp_path / "whole", tmp_path / "cut")
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.record import Recorder
+from experiments.runs.record import Recorder
 
 RECORDS = [("prune", 5), ("prune", 10), ("after", 10), ("after", 15)]
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from pages import Page
 
-from experiments.report import main, write_comparison, write_report
-from experiments.report_data import read_run
+from experiments.pages.data import read_run
+from experiments.pages.write import write_comparison, write_report
+from experiments.report import main
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.masks import MASKS, save_masks
 

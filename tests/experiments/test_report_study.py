@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pages import Page
 
-from experiments.report_data import read_run
-from experiments.report_study import HEADER, write_study
+from experiments.pages.data import read_run
+from experiments.pages.study import HEADER, write_study
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.masks import MASKS, save_masks
 

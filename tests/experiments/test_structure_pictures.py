@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from pages import Page
 
-from experiments.report import write_comparison, write_report
-from experiments.report_data import read_run
-from experiments.structure_pictures import average, picture, read_structure
+from experiments.pages.data import read_run
+from experiments.pages.structure_pictures import average, picture, read_structure
+from experiments.pages.write import write_comparison, write_report
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.masks import MASKS, Structure, save_masks
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments import glue
-from experiments.study import make_once
-from experiments.study_grid import read_slice
+from experiments.grid.cells import make_once
+from experiments.grid.file import read_slice
 from kaprune_jax._errors import InputError
 from kaprune_jax.train.loop import Interrupted
 
@@ -106,7 +106,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(write, tmp_path, capsys, grids
 HOLDER = """
 import sys, time
 from pathlib import Path
-from experiments.lock import hold
+from experiments.runs.lock import hold
 hold(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)
@@ -168,7 +168,7 @@ def test_an_interrupted_study_says_how_it_goes_on(write, tmp_path, monkeypatch, 
     def stopped(*arguments, **options):
         raise Interrupted("stopped at step 3 of 8")
 
-    monkeypatch.setattr("experiments.stage.fit", stopped)
+    monkeypatch.setattr("experiments.runs.stage.fit", stopped)
     assert glue.main(["--study", str(file), "--cell", "1/1"]) == 130
     said = capsys.readouterr().err
     assert said == f"stopped at step 3 of 8; to go on: python -m experiments.glue --study {file} --cell 1/1\n"
@@ -192,9 +192,9 @@ def test_slices(text):
 
 
 def test_the_studies_of_the_project_can_be_read(monkeypatch):
-    from experiments.study_glue import make_kind as of_glue
-    from experiments.study_grid import read_grid
-    from experiments.study_transfer import make_kind as of_transfer
+    from experiments.grid.file import read_grid
+    from experiments.grid.glue import make_kind as of_glue
+    from experiments.grid.transfer import make_kind as of_transfer
 
     for file in sorted(Path(glue.__file__).parent.glob("studies/*.json")):
         kind = of_transfer() if "coupling" in file.read_text("utf-8") else of_glue()

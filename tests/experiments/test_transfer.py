@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 import kaprune_jax as kp
 from experiments import transfer
-from experiments.coupled import CoupledBatches
+from experiments.coupling.common import CoupledBatches
 from kaprune_jax.models.bert import init_params
 from kaprune_jax.train.loop import fit
 
@@ -124,10 +124,10 @@ def test_interrupted_then_resumed_gives_the_same_bits(tiny, files, other, tmp_pa
         hooks = dataclasses.replace(options["hooks"], should_stop=lambda: next(steps) == 1)
         return fit(*arguments, **{**options, "hooks": hooks})
 
-    monkeypatch.setattr("experiments.stage.fit", interrupted_fit)
+    monkeypatch.setattr("experiments.runs.stage.fit", interrupted_fit)
     assert transfer.main([*flags, "--out", str(tmp_path / "cut")]) == 130
     assert "python -m experiments.transfer" in capsys.readouterr().err
-    monkeypatch.setattr("experiments.stage.fit", fit)
+    monkeypatch.setattr("experiments.runs.stage.fit", fit)
     assert transfer.main([*flags, "--out", str(tmp_path / "cut"), "--share", "gates", "--resume"]) == (
         0 if place == "auxiliary teacher" else 2
     )
@@ -216,7 +216,7 @@ def test_cells_share_a_jointly_trained_teacher_whatever_is_pruned(files, other, 
 
 
 def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
-    from experiments.coupled import Auxiliary
+    from experiments.coupling.common import Auxiliary
 
     class Train:
         batch_size = 4

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
+from experiments.config.resolve import resolve
+from experiments.config.settings import BY_METHOD, Settings, parse
+from experiments.config.tuned import tuned
 from experiments.presets import METHODS, PRESETS
-from experiments.resolve import resolve
-from experiments.settings import BY_METHOD, Settings, parse
-from experiments.tuned import tuned
 
 
 def settings(*flags: str) -> Settings:

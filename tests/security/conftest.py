@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from experiments.memory import peak_bytes, restart_peak
+from experiments.runs.memory import peak_bytes, restart_peak
 from kaprune_jax._errors import InputError
 
 

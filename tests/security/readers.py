@@ -12,13 +12,13 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 import kaprune_jax as kp
-from experiments.augment_file import read_rows as read_augmented
-from experiments.augment_file import write_rows
-from experiments.figures import format_figures, read_figures
-from experiments.report import write_comparison, write_report
-from experiments.report_data import read_run
-from experiments.study_grid import read_grid
-from experiments.study_transfer import make_kind
+from experiments.grid.figures import format_figures, read_figures
+from experiments.grid.file import read_grid
+from experiments.grid.transfer import make_kind
+from experiments.pages.data import read_run
+from experiments.pages.write import write_comparison, write_report
+from experiments.runs.augment_file import read_rows as read_augmented
+from experiments.runs.augment_file import write_rows
 from kaprune_jax.data.augment import Augmented
 from kaprune_jax.data.squad import load_squad_files
 from kaprune_jax.data.tables import read_rows

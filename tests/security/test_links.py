@@ -9,7 +9,7 @@ import pytest
 import readers
 
 import kaprune_jax as kp
-from experiments.report import write_report
+from experiments.pages.write import write_report
 from kaprune_jax._reading import inside
 from kaprune_jax.deploy.tokenizer import load_tokenizer
 

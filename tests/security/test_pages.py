@@ -7,7 +7,7 @@ import pytest
 import readers
 from safetensors.numpy import save_file
 
-from experiments.report import write_report
+from experiments.pages.write import write_report
 from kaprune_jax._errors import InputError
 
 BAD = '<script>alert("x")</script><img src=x onerror=alert(1)>&\x00'

@@ -7,9 +7,9 @@ import os
 import pytest
 import readers
 
-from experiments.augment_file import write_rows
-from experiments.study_grid import read_grid, read_slice
-from experiments.study_transfer import make_kind
+from experiments.grid.file import read_grid, read_slice
+from experiments.grid.transfer import make_kind
+from experiments.runs.augment_file import write_rows
 from kaprune_jax.data.augment import Augmented
 
 

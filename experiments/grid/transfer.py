@@ -1,0 +1,72 @@
+"""Studies of `experiments.transfer`: how tasks are coupled, over target rows, sparsities and seeds."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.config.settings import TEACHER
+from experiments.config.transfer_settings import JOINT_TEACHER, TransferSettings, couples_teacher, resolve
+from experiments.grid.cells import make_once
+from experiments.grid.file import Flags, Kind, ShouldStop, digest, digest_of
+from kaprune_jax._errors import InputError
+
+_OTHER = (
+    "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_rows auxiliary_seed data_dir source model dtype "
+    "pooling max_length lengths length_multiple batch_size evaluations auxiliary_teacher_steps teacher_schedule warmup "
+    "weight_decay"
+).split()
+_COUPLED = [*(name for name in JOINT_TEACHER if name not in (*TEACHER, "coupling")), "share", "when", "tie"]
+
+
+def make_kind() -> Kind[TransferSettings]:
+    """How the cells of a study of couplings are run."""
+    from experiments.pages.study import write_study
+
+    defaults: dict[str, Any] = {"allow_weak_teacher": True}
+    return Kind(TransferSettings, defaults, _resolve, _run, write_study, reduce=_reduce)
+
+
+def _reduce(cell: Flags) -> Flags:
+    """Without coupling a cell is the same whatever it is not coupled with."""
+    alone = cell.get("coupling") == "none"
+    return {name: value for name, value in cell.items() if not (alone and name in _COUPLED)}
+
+
+def _resolve(settings: TransferSettings) -> TransferSettings:
+    resolved = resolve(settings)
+    if "," in resolved.coupling:
+        raise InputError(f"coupling={resolved.coupling!r}; one in each cell is needed")
+    return resolved
+
+
+def _run(settings: TransferSettings, folder: Path, out: Path, should_stop: ShouldStop) -> None:
+    from experiments.coupling.auxiliary import get_auxiliaries, prepare_auxiliaries
+    from experiments.coupling.course import begin, check_model, get_target_teacher, prune
+    from experiments.coupling.sequential import PRUNING
+    from experiments.pages.write import write_report
+    from experiments.runs.method import count_steps
+    from experiments.runs.prepare import prepare
+    from experiments.runs.source import load_task
+
+    prepared = prepare(settings, data=load_task(settings))
+    check_model(settings, prepared)
+    others, auxiliaries = [], []
+    if settings.coupling != "none":
+        others = prepare_auxiliaries(settings, prepared)
+        place = out / "teachers" / f"auxiliary-{digest_of(settings, _OTHER)}"
+        make_once(place, lambda work: get_auxiliaries(settings, others, work, should_stop), should_stop)
+        auxiliaries = get_auxiliaries(settings, others, place, should_stop)
+    earlier = folder
+    if settings.coupling == "sequential" and settings.share != "nothing":  # is the same for every set of target rows
+        names = [*_OTHER, *PRUNING, "method", "share", "share_depth", "when", "auxiliary_teacher"]
+        steps = count_steps(prepared, dense=False)
+        earlier = out / "earlier" / digest({"steps": steps, "digest": digest_of(settings, names)})
+        make_once(
+            earlier, lambda work: begin(prepared, auxiliaries, others, work, should_stop), should_stop, light=False
+        )
+    beginning = begin(prepared, auxiliaries, others, earlier, should_stop)
+    same = JOINT_TEACHER if couples_teacher(settings) else TEACHER
+    teacher = out / "teachers" / f"target-{digest_of(settings, same)}"
+    if settings.teacher is None:
+        make_once(teacher, lambda work: get_target_teacher(beginning, work, should_stop), should_stop)
+    prune(beginning, teacher, folder, should_stop)
+    write_report(folder)
