@@ -23,7 +23,7 @@ JOINT_TEACHER = (
     *TEACHER,
     *"coupling auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_seed auxiliary_rows".split(),
     *"auxiliary_teacher_steps auxiliary_teacher auxiliary_weight auxiliary_schedule auxiliary_mixing".split(),
-    *"surgery surgery_on surgery_parts share_depth".split(),
+    *"surgery surgery_on surgery_parts share_depth start".split(),
 )
 """The settings that a target's teacher follows from where it is trained jointly with the auxiliary tasks."""
 
@@ -58,6 +58,12 @@ class TransferSettings(Settings):
     share: Share = flag("what is common to the tasks; with sparsebert gates are masks", "both", choices=SHARE)
     share_depth: int | None = flag("share in the first so many layers only, >= 1 [all]", None)
     when: str = flag("phases in which tasks are coupled, of before, prune, after", "before,prune,after")
+    start: str = flag(
+        "what the target starts from with joint and surgery: the pre-trained encoder, or as with sequential the one "
+        "fine-tuned on the auxiliary tasks",
+        "pretrained",
+        choices=("pretrained", "auxiliary"),
+    )
     auxiliary_weight: float = flag("of the auxiliary loss, >= 0", 1.0)
     auxiliary_schedule: str = flag(
         "of that weight until the end of pruning", "constant", choices=("constant", "fade-in", "fade-out")
@@ -133,6 +139,11 @@ def resolve(settings: TransferSettings) -> TransferSettings:
     if resolved.auxiliary_teacher is not None and len(resolved.auxiliary_teacher.split(",")) != len(names):
         raise InputError(
             f"--auxiliary-teacher {resolved.auxiliary_teacher}: one for each of {', '.join(names)} is needed, in order"
+        )
+    if resolved.start == "auxiliary" and not ("before" in coupled_phases(resolved) and shares_weights(resolved.share)):
+        raise InputError(
+            f"--start auxiliary: weights go over before pruning; --when {resolved.when} and --share {resolved.share} "
+            "leave that out"
         )
     masks = resolved.method == "sparsebert"
     if masks and resolved.scope == "global" and resolved.coupling != "none":

@@ -8,17 +8,19 @@ import numpy as np
 
 from experiments.config.resolve import resolve
 from experiments.config.settings import Settings
-from experiments.config.transfer_settings import TransferSettings
+from experiments.config.transfer_settings import TransferSettings, couples_teacher, couplings
 from experiments.coupling.common import Auxiliary
 from experiments.runs.prepare import Prepared, prepare
 from experiments.runs.run import run_method
 from experiments.runs.source import load_task
 from kaprune_jax._errors import InputError
+from kaprune_jax._tree import select
 from kaprune_jax.data.glue import load_files
 from kaprune_jax.data.rows import TaskData
 from kaprune_jax.data.sampling import limit_train, pick
 from kaprune_jax.deploy.folder import load
 from kaprune_jax.deploy.model import Model
+from kaprune_jax.transfer.sharing import HEADS
 
 
 def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Prepared]:
@@ -44,6 +46,11 @@ def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Pr
             raise InputError(
                 f"--auxiliary-teacher: the one of {name} has {_form(given)}; sparsebert compares layer by layer with "
                 f"{_form(prepared.start)}"
+            )
+        if given is not None and _begins(settings) and _shapes(given) != _shapes(prepared.start):
+            raise InputError(
+                f"--auxiliary-teacher: the encoder of the one of {name} is not of the shape of --model "
+                f"{settings.model}; the target cannot start from it"
             )
         if len(data.train.texts) < (target.settings.batch_size or 1):
             raise InputError(
@@ -71,6 +78,16 @@ def fine_tune(prepared: Prepared, folder: Path, should_stop: Callable[[], bool])
     """The start of a task fine-tuned on it, into a run folder."""
     run_method("dense", prepared, folder, should_stop)
     return load(folder)
+
+
+def _begins(settings: TransferSettings) -> bool:
+    """Whether the target starts from the encoder of an auxiliary teacher."""
+    return couples_teacher(settings) and ("sequential" in couplings(settings) or settings.start == "auxiliary")
+
+
+def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    encoder = {name: part for name, part in model.params.items() if name not in HEADS}
+    return {path: leaf.shape for path, leaf in select(encoder, lambda *_: True)}
 
 
 def _form(model: Model) -> str:

@@ -17,7 +17,7 @@ from experiments.config.transfer_settings import (
 from experiments.coupling.common import Auxiliary
 from experiments.coupling.joint import run_joint
 from experiments.coupling.phases import phases, plan_cofi
-from experiments.coupling.sequential import begin_sequential
+from experiments.coupling.sequential import begin_sequential, start_after
 from experiments.coupling.structured import run_structured
 from experiments.coupling.voting import voted_parts
 from experiments.runs.method import plan
@@ -110,6 +110,8 @@ def begin(
     if auxiliaries and settings.coupling == "sequential":
         prepared, parts = begin_sequential(prepared, auxiliaries, others, folder, should_stop)
         auxiliaries, when = (auxiliaries, ("after",)) if "after" in when else ([], ())
+    elif auxiliaries and settings.start == "auxiliary":
+        prepared, auxiliaries = start_after(prepared, auxiliaries, others, folder, should_stop)
     if settings.init_from is not None and parts is None:
         parts = voted_parts(settings, prepared)
     return Beginning(prepared, auxiliaries, when, parts)

@@ -32,6 +32,46 @@ def carry_over(model: Model, source: Model, *, depth: int | None = None) -> Mode
     return dataclasses.replace(model, params=parts_of(store, "to")["model"])
 
 
+def start_after(
+    prepared: Prepared,
+    auxiliaries: list[Auxiliary],
+    others: list[Prepared],
+    folder: Path,
+    should_stop: Callable[[], bool],
+) -> tuple[Prepared, list[Auxiliary]]:
+    """Fine-tunes on the auxiliary tasks one after the other, before they are trained together with the target.
+
+    Returns:
+      The target with the encoder that this leaves as its start (STILT, Phang et al., 2018, arXiv:1811.01088), and the
+      auxiliary tasks with it too, beside the heads of their teachers.
+    """
+    settings, found = prepared.settings, []
+    assert isinstance(settings, TransferSettings)
+    for number, (auxiliary, other) in enumerate(zip(auxiliaries, others, strict=True)):
+        prepared, auxiliary = _take_over(settings, prepared, auxiliary, other, number, folder, should_stop)
+        found.append(auxiliary)
+    depth = settings.share_depth
+    return prepared, [each._replace(start=carry_over(each.teacher, prepared.start, depth=depth)) for each in found]
+
+
+def _take_over(
+    settings: TransferSettings,
+    target: Prepared,
+    auxiliary: Auxiliary,
+    other: Prepared,
+    number: int,
+    folder: Path,
+    should_stop: Callable[[], bool],
+) -> tuple[Prepared, Auxiliary]:
+    """The target's start after one more auxiliary task, which goes on from what the one before has left."""
+    depth = settings.share_depth
+    if number:
+        other = other._replace(start=carry_over(other.start, target.start, depth=depth))
+        teacher = fine_tune(other, folder / f"teacher-{auxiliary.name}", should_stop)
+        auxiliary = auxiliary._replace(teacher=teacher)
+    return target._replace(start=carry_over(target.start, auxiliary.teacher, depth=depth)), auxiliary
+
+
 def begin_sequential(
     prepared: Prepared,
     auxiliaries: list[Auxiliary],
@@ -52,13 +92,8 @@ def begin_sequential(
     when, parts = coupled_phases(settings), None
     for number, (auxiliary, other) in enumerate(zip(auxiliaries, others, strict=True)):
         if couples_teacher(settings):
-            if number:  # goes on from what the one before has left
-                other = other._replace(start=carry_over(other.start, prepared.start, depth=settings.share_depth))
-                place = folder / f"teacher-{auxiliary.name}"
-                auxiliary = auxiliary._replace(teacher=fine_tune(other, place, should_stop))
-            start = carry_over(prepared.start, auxiliary.teacher, depth=settings.share_depth)
-            prepared = prepared._replace(start=start)
-            other = other._replace(start=carry_over(other.start, start, depth=settings.share_depth))
+            prepared, auxiliary = _take_over(settings, prepared, auxiliary, other, number, folder, should_stop)
+            other = other._replace(start=carry_over(other.start, prepared.start, depth=settings.share_depth))
         if "prune" in when:
             place = folder / f"first-{auxiliary.name}"
             parts = prune_first(settings, other, auxiliary, prepared, place, should_stop, first=parts)

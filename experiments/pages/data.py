@@ -28,7 +28,9 @@ _CHANGES += "schedule warmup learning_rate dropout".split()
 _COUPLED = frozenset(_DEFAULTS) - {field.name for field in dataclasses.fields(Settings)}
 _COUPLED -= {"coupling", "init_from", "vote_rate"}
 # Tell coupled runs apart; what surgery does only where there is surgery.
-_TELLING = "share share_depth when auxiliary_weight auxiliary_schedule auxiliary_rows auxiliary_mixing tie".split()
+_TELLING = (
+    "start share share_depth when auxiliary_weight auxiliary_schedule auxiliary_rows auxiliary_mixing tie".split()
+)
 _OF_SURGERY = ["surgery", "surgery_on"]
 
 

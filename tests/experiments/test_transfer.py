@@ -88,11 +88,27 @@ def test_sharing_nothing_or_no_weight_is_the_run_without_coupling(run, tmp_path)
 
 
 @pytest.mark.long
+def test_a_start_from_the_auxiliary_task_is_that_of_one_after_the_other(run, tmp_path):
+    flags = ["--share", "weights", "--when", "before"]
+    assert run("--coupling", "sequential", *flags, out="after") == 0
+    assert run("--coupling", "joint", "--auxiliary-weight", "0", "--start", "auxiliary", *flags, out="started") == 0
+    assert run("--coupling", "joint", "--auxiliary-weight", "0", *flags, out="pretrained") == 0
+    first, second, third = (weights(tmp_path / name) for name in ("after", "started", "pretrained"))
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], atol=1e-5)
+    assert any(
+        first[name].shape != third[name].shape or np.abs(first[name] - third[name]).max() > 1e-2 for name in first
+    )
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     "flags",
     [
         ["--share", "weights", "--tie", "0.1", "--auxiliary-schedule", "fade-out"],
         ["--share", "both", "--share-depth", "1", "--when", "prune"],
+        ["--start", "auxiliary"],
         ["--coupling", "surgery", "--surgery", "attittud", "--surgery-on", "gates"],
         ["--coupling", "sequential", "--share", "gates", "--when", "prune"],
         ["--coupling", "sequential", "--share", "weights", "--when", "before"],
@@ -256,6 +272,8 @@ def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
         (["--coupling", "surgery", "--surgery-on", "gates", "--share", "weights"], ["--surgery-on gates", "nothing"]),
         (["--method", "sparsebert", "--scope", "global"], ["--scope global"]),
         (["--coupling", "sequential", "--init-from", "x"], ["--init-from x", "sequential"]),
+        (["--start", "auxiliary", "--when", "prune"], ["--start auxiliary", "--when prune"]),
+        (["--start", "auxiliary", "--share", "gates"], ["--start auxiliary", "--share gates"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else None,
 )
@@ -265,6 +283,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, capsys, flags, 
     assert said.count("\n") == 1, said
     for word in words:
         assert word in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [["--coupling", "joint", "--start", "auxiliary"], ["--coupling", "sequential"]])
+def test_an_encoder_of_another_shape_is_nothing_to_start_from(run, teachers, tmp_path, capsys, flags):
+    old = kp.load(teachers[1])
+    config = old.config.replace(intermediate_size=old.config.intermediate_size + 8)
+    kp.save(tmp_path / "wide", init_params(config, jax.random.key(3)), config, tokenizer=old.tokenizer)
+    assert run(*flags, "--auxiliary-teacher", str(tmp_path / "wide")) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "--auxiliary-teacher: the encoder of the one of other is not of the shape of --model" in said
     assert not (tmp_path / "run").exists()
 
 
