@@ -14,9 +14,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="kaprune-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 # And they run them for a few steps: code that is made fast matters more here than fast code.
-os.environ["XLA_FLAGS"] = " ".join(
-    ["--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")]
-).strip()
+_flags = ["--xla_backend_optimization_level=0"]
+if jax.__version_info__ < (0, 11):  # later ones have no second way of fusing, and end at a flag they do not know
+    _flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*_flags, os.environ.get("XLA_FLAGS", "")]).strip()
 for _name, _value in {
     "jax_num_cpu_devices": 8,
     "jax_persistent_cache_min_compile_time_secs": 0.0,
