@@ -1,8 +1,9 @@
-"""A pruned model for other runtimes: `python -m experiments.export RUN --to hf|stablehlo|onnx`.
+"""A pruned model as a small file, or for others: `python -m experiments.export RUN --to small|hf|stablehlo|onnx`.
 
-hf: a folder that stock `transformers` loads, zeros in place. stablehlo: a program that runs with JAX alone, without
-this package. onnx: a model for onnxruntime and what else reads ONNX. Each is read back and run on rows of the model's
-own words before it is called done. Exit codes: 0 done; 2 bad input.
+small: a folder for `kp.load` whose file has no zeros, in float16; with --words without the tokens that some texts do
+not use. hf: a folder that stock `transformers` loads, zeros in place. stablehlo: a program that runs with JAX alone,
+without this package. onnx: a model for onnxruntime and what else reads ONNX. Each is read back and run on rows of the
+model's own words before it is called done. Exit codes: 0 done; 2 bad input.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import NoReturn
 
 from kaprune_jax._errors import InputError
 
-FORMATS = ("hf", "stablehlo", "onnx")
+FORMATS = ("small", "hf", "stablehlo", "onnx")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,7 +37,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="run or model folder")
     parser.add_argument("--to", required=True, choices=FORMATS, help="what for")
     parser.add_argument("--out", help="new folder [RUN_OR_MODEL/export-FORMAT]")
+    parser.add_argument("--dtype", choices=("float16", "float32"), help="small: type of the weights [float16]")
+    parser.add_argument("--words", metavar="FILE", help="small: keep only the tokens of these texts (.txt .tsv .csv)")
     settings = parser.parse_args(arguments)
+    for flag in ("dtype", "words"):
+        if settings.to != "small" and getattr(settings, flag) is not None:
+            raise InputError(f"--{flag} goes with --to small, not --to {settings.to}")
     settings.out = settings.out or str(Path(settings.model) / f"export-{settings.to}")
     return settings
 
@@ -48,6 +54,7 @@ def run(settings: argparse.Namespace) -> Path:
       InputError: no such model, one that this format cannot hold, or a folder that is there already.
     """
     from experiments.inference.formats import to_hugging_face, to_onnx, to_stablehlo
+    from experiments.inference.small import to_small
     from kaprune_jax.deploy.folder import load
 
     out = Path(settings.out)
@@ -60,7 +67,10 @@ def run(settings: argparse.Namespace) -> Path:
         raise InputError(f"--out {out}: its parent is no folder")
     work = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}-"))
     try:
-        found = {"hf": to_hugging_face, "stablehlo": to_stablehlo, "onnx": to_onnx}[settings.to](model, work)
+        if settings.to == "small":
+            found = to_small(model, work, dtype=settings.dtype or "float16", words=settings.words)
+        else:
+            found = {"hf": to_hugging_face, "stablehlo": to_stablehlo, "onnx": to_onnx}[settings.to](model, work)
         (work / "export.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         work.chmod(0o755)
         work.rename(out)

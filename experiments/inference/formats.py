@@ -125,10 +125,14 @@ class _Logits:
         self.logits = logits
 
 
-def _rows(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Real tokens of the model's own vocabulary, in rows of different lengths."""
+def sample_texts(model: Model) -> list[str]:
+    """Texts of the model's own vocabulary, of different lengths."""
     words = [word for word in model.tokenizer.get_vocab() if word.isalpha()]
-    texts = [" ".join(words[start::97][: 2 + start % 9]) for start in range(16)]
+    return [" ".join(words[start::97][: 2 + start % 9]) for start in range(16)]
+
+
+def encode_texts(model: Model, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, mask and types of texts, [texts, tokens] each."""
     limit = model.config.max_position_embeddings
     batch = model.tokenizer(
         texts, padding=True, truncation=True, max_length=limit, return_token_type_ids=True, return_tensors="np"
@@ -144,7 +148,7 @@ def _check(model: Model, apply: Any, params: Any, *, rows: int = 16) -> float:
     Raises:
       InputError: more than `NEAR`: what was written is not the model.
     """
-    ids, mask, types = (part[:rows] for part in _rows(model))
+    ids, mask, types = (part[:rows] for part in encode_texts(model, sample_texts(model)))
     length = int(mask.sum(axis=1).max())
     inputs = [jnp.asarray(part[:, :length]) for part in (ids, mask, types)]
     wanted = np.asarray(model.apply(model.params, *inputs).logits)
@@ -156,7 +160,7 @@ def _check(model: Model, apply: Any, params: Any, *, rows: int = 16) -> float:
 
 def _check_alone(model: Model, out: Path) -> None:
     """Runs the written program in a process of its own, which cannot import this package."""
-    row = _rows(model)[0][0].tolist()
+    row = encode_texts(model, sample_texts(model))[0][0].tolist()
     wanted = np.asarray(model.apply(model.params, jnp.asarray([row])).logits)
     done = subprocess.run(
         [sys.executable, "-I", "-c", _ALONE, str(out / "run.py"), *map(str, row)],

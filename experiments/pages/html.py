@@ -102,10 +102,10 @@ def _tiles(run: Run) -> str:
                 f"asked {words.percent(run.figure('sparsity', 'asked'))}",
             ),
         ]
-    pruned_size = ("size, stored sparse", stored, f"{whole} stored dense")
+    pruned_size = ("size without zeros", stored, f"{whole} with them")
     if run.is_smaller:
         pruned_size = ("size of what is left", stored, f"{whole} the whole model")
-    tiles.append(("size", whole, "stored dense") if run.method == "dense" else pruned_size)
+    tiles.append(("size", whole, "float32") if run.method == "dense" else pruned_size)
     rate = run.figure("examples_per_second")
     speed = f"{rate:,.0f} examples/s" if math.isfinite(rate) else f"{words.count(run.figure('steps'))} steps"
     tiles.append(("time", words.duration(run.figure("seconds")), f"{speed}, seed {words.count(run.figure('seed'))}"))
@@ -216,7 +216,7 @@ def _where(run: Run, sparsity: dict[str, float]) -> str:
 def _sizes(run: Run) -> str:
     whole, stored = run.figure("bytes", "dense"), run.figure("bytes", "stored")
     bars, smaller = "", run.is_smaller
-    labels = ("whole model", "what is left") if smaller else ("stored dense", "stored sparse")
+    labels = ("whole model", "what is left") if smaller else ("with its zeros", "without")
     if whole > 0 and stored >= 0:
         bars = "".join(
             f'<li><span>{name}</span><span class="track">'
@@ -225,7 +225,10 @@ def _sizes(run: Run) -> str:
             for name, value, style in ((labels[0], whole, "soft"), (labels[1], stored, "c1"))
             for share in [min(value / max(whole, stored), 1)]
         )
-        note = "Stored sparse: a bit mask and the kept values."
+        note = (
+            "Without zeros: a bit for each weight and the kept values in float32, as python -m experiments.export RUN "
+            "--to small --dtype float32 writes it. The folder of the run has its zeros in place."
+        )
         if smaller:
             note = "What was removed is gone: smaller dense matrices, no zeros and no mask to apply."
         bars = f'<ul class="bars">{bars}</ul><p class="note">{note}</p>'

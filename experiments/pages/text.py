@@ -13,10 +13,11 @@ HEADER = (
 )  # fmt: skip
 _SPEED = {
     "element": (
-        "Zeros in single places make the stored model smaller, not faster: a dense matrix product takes the same time "
-        "whatever the weights are. Three things would make it faster: whole blocks of zeros together with a kernel "
-        "that skips them (pattern block-RxC), N:M patterns such as 2:4 on hardware that has units for them, and "
-        "structured removal of heads, units and layers, which leaves smaller dense matrices."
+        "Zeros in single places make the model no faster: a dense matrix product takes the same time whatever the "
+        "weights are. A file is smaller once it leaves them out (python -m experiments.export RUN --to small). Three "
+        "things would make it faster: whole blocks of zeros together with a kernel that skips them (pattern "
+        "block-RxC), N:M patterns such as 2:4 on hardware that has units for them, and structured removal of heads, "
+        "units and layers, which leaves smaller dense matrices."
     ),
     "block": (
         "Blocks of zeros save time only with a kernel that skips them; an ordinary dense matrix product takes as long "
@@ -116,7 +117,7 @@ def summary(run: Run) -> str:
     text = "".join(parts) + "."
     stored, whole = run.figure("bytes", "stored"), run.figure("bytes", "dense")
     if stored > 0 and whole > 0:
-        how = "What is left" if run.is_smaller else "Stored sparse, the model"
+        how = "What is left" if run.is_smaller else "Without its zeros, the model"
         text += f" {how} takes {size(stored)} instead of {size(whole)}, {whole / stored:.1f} times less."
     return text
 

@@ -26,7 +26,8 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 def delivered(folder: Path, *, asked: float) -> dict[str, Any]:
     """Sparsity, parameters and bytes of a model folder, from zeros in the weights it holds.
 
-    Stored sparse means: of each encoder matrix one bit per weight and the kept values in float32, the rest as it is.
+    "stored" is what a file without zeros takes in float32 (`kaprune_jax.deploy.zeros`): of each encoder matrix one bit
+    per weight and the kept values, the rest as it is. The folder itself has its zeros in place, or pieces cut out.
     """
     import jax
 
@@ -81,7 +82,7 @@ def card(result: dict[str, Any], prepared: Prepared, *, last: bool) -> str:
     )
     added = f" and {n:,} augmented" if (n := result["examples"]["augmented"]) else ""
     sparse = f"{result['sparsity']['encoder']:.2%} of the encoder's\nmatrices are zeros (pattern {result['pattern']})"
-    stored = "stored dense / sparse"
+    stored = "with its zeros / without (experiments.export --to small --dtype float32)"
     zeros = " Zeros alone do not make a dense matrix product faster." if result["target_step"] else ""
     if "removed" in result:
         gone = "matrices are cut out (heads, units, hidden dimensions)"

@@ -39,7 +39,7 @@ def read_rows(path: Path, *, text: tuple[str, ...], label: str, header: tuple[st
     ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if ending not in _ENDINGS:
         raise InputError(f"{path}: name ends in {path.suffix!r}; allowed are {', '.join(_ENDINGS)}, plain or with .gz")
-    content = _content(path)
+    content = read_content(path)
     wanted = (*text, label)
     if ending == ".jsonl":
         rows = list(_objects(path, content, wanted))
@@ -56,7 +56,12 @@ def read_rows(path: Path, *, text: tuple[str, ...], label: str, header: tuple[st
     )
 
 
-def _content(path: Path) -> str:
+def read_content(path: Path) -> str:
+    """The text of a file, plain or gzipped (`.gz`), without the line ends at its end.
+
+    Raises:
+      InputError: it cannot be read, is empty, is not UTF-8 or has a NUL character; the message has the row.
+    """
     try:
         with open_data(path) as opened:
             data = opened.read()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -20,6 +21,7 @@ from kaprune_jax.deploy.masks import MASKS, save_masks
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.deploy.pooling import detect_pooling
 from kaprune_jax.deploy.weights import WEIGHTS, read_tensors
+from kaprune_jax.deploy.zeros import leave_out
 from kaprune_jax.models.bert import init_params, param_shapes
 from kaprune_jax.models.config import BertConfig, Head, Pooling, from_hugging_face, to_hugging_face
 from kaprune_jax.models.convert import from_tensors, to_tensors
@@ -143,6 +145,7 @@ def save(
     details: Mapping[str, Any] | None = None,
     card: str = "",
     dtype: str = "float32",
+    zeros: bool = True,
 ) -> Path:
     """Writes a model folder that `load` and stock `transformers` read; all of it, or nothing.
 
@@ -155,9 +158,11 @@ def save(
       details: goes into the `kaprune` section of `config.json`.
       card: text of the model card, Markdown.
       dtype: "float32", or "float16" for half the size.
+      zeros: False leaves zeros out of the file (`kaprune_jax.deploy.zeros`): at 95 % a matrix takes 12 times less than
+        in float32 (in float16 18 times less), and only `load` reads the folder.
 
     Raises:
-      InputError: the folder exists, or it cannot be written (permission, disk space).
+      InputError: the folder exists, or it cannot be written (permission, disk space); weights beyond float16.
     """
     if dtype not in ("float32", "float16"):
         raise InputError(f"dtype={dtype!r}; allowed: float32, float16")
@@ -173,18 +178,33 @@ def save(
         raw = to_hugging_face(config)
         raw["kaprune"] |= dict(details or {})
         (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n", "utf-8")
-        tensors = {name: array.astype(dtype) for name, array in to_tensors(params, config).items()}
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        tensors = {name: _cast(name, array, dtype) for name, array in to_tensors(params, config).items()}
+        tensors, shapes = (tensors, {}) if zeros else leave_out(tensors)
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt" if zeros else "kaprune", **shapes})
         if masks is not None:
             save_masks(partial / MASKS, masks)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card or f"# {place.name}\n", "utf-8")
         partial.chmod(0o755)
-        (partial / WEIGHTS).chmod(0o644)  # safetensors writes files for their owner only
+        for file in partial.glob("*.safetensors"):  # which are written for their owner only
+            file.chmod(0o644)
         partial.rename(place)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{place}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return place
+
+
+def _cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """An array in another type.
+
+    Raises:
+      InputError: it has values beyond that type's.
+    """
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    if not np.isfinite(cast).all() and np.isfinite(array).all():
+        raise InputError(f"{name}: values up to {np.abs(array).max():.3g}, beyond those of {dtype}")
+    return cast

@@ -64,12 +64,21 @@ def read_masks(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise InputError(f"{file}: not a readable file of masks ({error})") from None
 
 
-def _shape(written: str, stored: tuple[str, list[int]], where: str) -> tuple[int, int]:
-    """The shape of a mask, after a check that its tensor (type and shape) holds as many bits: nothing is unpacked."""
+def parse_shape(written: str, where: str) -> tuple[int, int]:
+    """The shape of a matrix from a file's metadata, "384x1536".
+
+    Raises:
+      InputError: it is none; `where` says what it is of.
+    """
     found = re.fullmatch(r"([1-9][0-9]{0,9})x([1-9][0-9]{0,9})", written)
     if not found:
         raise InputError(f"{where} has shape {written!r}; ROWSxCOLUMNS, both at least 1, is needed")
-    rows, columns = int(found[1]), int(found[2])
+    return int(found[1]), int(found[2])
+
+
+def _shape(written: str, stored: tuple[str, list[int]], where: str) -> tuple[int, int]:
+    """The shape of a mask, after a check that its tensor (type and shape) holds as many bits: nothing is unpacked."""
+    rows, columns = parse_shape(written, where)
     if stored != ("U8", [-(-rows * columns // 8)]):
         raise InputError(
             f"{where} has shape {written}, but is stored as {stored[0]} {stored[1]}; its bits, packed as U8 "

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from kaprune_jax._errors import InputError
 from kaprune_jax._reading import inside, read_json
+from kaprune_jax.deploy.zeros import BITS, VALUES, put_back
 
 WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -50,7 +51,7 @@ def _shard(folder: Path, name: str) -> Path:
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """Every floating-point tensor of a folder as float32; float16 and bfloat16 files are widened.
+    """Every floating-point tensor of a folder as float32: float16 and bfloat16 widened, zeros left out put back.
 
     Raises:
       InputError: a file is no safetensors file or has values beyond float32, or two have a tensor in common.
@@ -59,11 +60,20 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="flax") as opened, np.errstate(over="raise"):
-                for name in opened.keys():  # noqa: SIM118
+                names = set(opened.keys())
+                for stored in sorted(names):
+                    if str(opened.get_slice(stored).get_dtype()) not in ("F32", "F16", "BF16", "F64"):
+                        continue
+                    name, tensor = stored, np.asarray(opened.get_tensor(stored).astype("float32"))
+                    if stored.endswith(VALUES) and stored.removesuffix(VALUES) + BITS in names:
+                        name = stored.removesuffix(VALUES)
+                        read = lambda of: np.asarray(opened.get_tensor(of))  # noqa: E731
+                        tensor = put_back(name, tensor, read, opened.metadata() or {}, str(file))
+                    if name != stored and name in names:
+                        raise InputError(f"{file}: tensor {name} is there twice, with its zeros and without")
                     if name in tensors:
                         raise InputError(f"{file}: tensor {name} is in another file of the folder too")
-                    if str(opened.get_slice(name).get_dtype()) in ("F32", "F16", "BF16", "F64"):
-                        tensors[name] = np.asarray(opened.get_tensor(name).astype("float32"))
+                    tensors[name] = tensor
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file}: not a readable safetensors file ({error})") from None
         except FloatingPointError:

@@ -8,12 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import kaprune_jax as kp
 from experiments.export import main
+from experiments.runs.results import delivered
 from kaprune_jax.deploy.masks import read_masks
 from kaprune_jax.deploy.shrink import matrix_masks
 from kaprune_jax.models.bert import init_params, make_apply
+
+
+def same_logits(one, two):
+    ids = jnp.array([[5, 6, 7, 8]])
+    return np.allclose(one.apply(one.params, ids).logits, two.apply(two.params, ids).logits, atol=1e-5)
 
 
 def make(tiny, folder, *, hidden=False, cut=True):
@@ -86,6 +93,50 @@ def test_onnx_takes_any_batch_and_length(tiny, tmp_path, hidden):
         np.testing.assert_allclose(session.run(["logits"], feed)[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_small_folder_is_the_same_model_in_the_bytes_that_results_count(tiny, tmp_path, cut, dtype, capsys):
+    make(tiny, tmp_path / "model", cut=cut)
+    model = kp.load(tmp_path / "model")
+    if not cut:  # nine of ten weights gone, single ones
+        tx = kp.magnitude_pruning(kp.one_shot(0.9))
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, model.params), tx.init(model.params), model.params)
+        pruned = jax.tree.map(jnp.add, model.params, updates)
+        kp.save(tmp_path / "pruned", pruned, model.config, tokenizer=model.tokenizer)
+        model = kp.load(tmp_path / "pruned")
+    assert main([str(model.folder), "--to", "small", "--dtype", dtype, "--out", str(tmp_path / "out")]) == 0
+    assert f"MB of weights in {dtype} without zeros" in capsys.readouterr().out
+    out = kp.load(tmp_path / "out")
+    rounded = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype).astype(np.float32), model.params)
+    assert jax.tree.structure(out.params) == jax.tree.structure(model.params)
+    assert all(map(np.array_equal, jax.tree.leaves(out.params), jax.tree.leaves(rounded)))
+    assert out.config == model.config
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    written = sum(tensor.nbytes for tensor in tensors.values())
+    if dtype == "float32" and not cut:
+        assert written == delivered(tmp_path / "pruned", asked=0.9)["bytes"]["stored"]
+        assert written < 4 * sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    again = tmp_path / "again"  # what other commands make of it
+    assert main([str(tmp_path / "out"), "--to", "hf", "--out", str(again)]) == 0
+    assert same_logits(kp.load(again), out)
+
+
+def test_a_small_folder_without_unused_words_answers_the_texts_alike(tiny, tmp_path, capsys):
+    make(tiny, tmp_path / "model")
+    model = kp.load(tmp_path / "model")
+    words = [word for word in model.tokenizer.get_vocab() if word.isalpha() and len(word) > 1][:8]
+    texts = [" ".join(words[:5]), " ".join(words[3:])]
+    (tmp_path / "texts.tsv").write_text("\n".join(f"{number}\t{text}" for number, text in enumerate(texts)))
+    flags = ["--to", "small", "--words", str(tmp_path / "texts.tsv"), "--dtype", "float32", "--out", "OUT"]
+    assert main([str(tmp_path / "model"), *flags[:-1], str(tmp_path / "out")]) == 0
+    out = kp.load(tmp_path / "out")
+    assert len(words) <= out.config.vocab_size < model.config.vocab_size
+    assert f"{out.config.vocab_size} of {model.config.vocab_size} tokens" in capsys.readouterr().out
+    for one, two in zip(model.predict(texts), out.predict(texts), strict=True):
+        assert one.label == two.label
+        np.testing.assert_allclose(list(one.probabilities.values()), list(two.probabilities.values()), atol=1e-6)
+
+
 def test_without_the_converter_onnx_says_what_is_missing(tiny, tmp_path, capsys, monkeypatch):
     make(tiny, tmp_path / "model")
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
@@ -100,6 +151,10 @@ def test_without_the_converter_onnx_says_what_is_missing(tiny, tmp_path, capsys,
         (["MODEL", "--to", "hf"], "hidden dimensions are gone"),
         (["MODEL", "--to", "onnx2"], "invalid choice: 'onnx2'"),
         (["MODEL"], "--to"),
+        (["MODEL", "--to", "hf", "--dtype", "float16"], "--dtype goes with --to small, not --to hf"),
+        (["MODEL", "--to", "small", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["MODEL", "--to", "small", "--words", "rows.jsonl"], "--words rows.jsonl: ends in '.jsonl'; allowed are .txt"),
+        (["MODEL", "--to", "small", "--words", "nowhere.txt"], "nowhere.txt: no such file"),
         (["nowhere", "--to", "hf"], "'nowhere'"),
         (["TINY", "--to", "hf", "--out", "HERE/new"], "the head of a task is needed, not none"),
         (["MODEL", "--to", "hf", "--out", "MODEL"], "is there already"),
