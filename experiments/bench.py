@@ -7,17 +7,14 @@ instead, and single products. Exit codes: 0 done; 2 bad input.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
+from experiments.config.flags import Parser
 from kaprune_jax._errors import InputError
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; {self.prog} --help lists the flags")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,7 +28,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     from kaprune_jax.kernels.block_sparse.api import Backend
 
     backends = get_args(Backend)
-    parser = _Parser(
+    parser = Parser(
         prog="python -m experiments.bench",
         description=__doc__.split("\n\n")[0] if __doc__ else None,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -74,6 +71,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             raise InputError(f"--{name} {getattr(settings, name)}: a whole number >= 1 is needed")
     if Path(settings.out).suffix != ".json" or not Path(settings.out).absolute().parent.is_dir():
         raise InputError(f"--out {settings.out}: a file that ends in .json, in a folder that is there, is needed")
+    if Path(settings.out).is_dir() or not os.access(Path(settings.out).absolute().parent, os.W_OK):
+        raise InputError(f"--out {settings.out}: cannot be written there")
     return settings
 
 
@@ -110,7 +109,6 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
 
 
 def _machine(settings: argparse.Namespace) -> dict[str, Any]:
-    import os
     import platform
     import shlex
 
@@ -135,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(parse(arguments))
     except (InputError, NotImplementedError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return 2
     return 0
 

@@ -13,16 +13,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from experiments.config.flags import Parser
 from kaprune_jax._errors import InputError
 
 FORMATS = ("small", "hf", "stablehlo", "onnx")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; {self.prog} --help lists the flags")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,7 +26,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
       InputError: an unknown flag, or a value that is not allowed.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m experiments.export", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
     )
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="run or model folder")

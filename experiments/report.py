@@ -5,12 +5,12 @@ python -m experiments.report runs/A runs/B runs/C --out runs/compared
 python -m experiments.report runs/study/figures.csv
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.config.flags import Parser
 from experiments.grid.figures import read_figures
 from experiments.pages.data import find_runs
 from experiments.pages.write import write_comparison, write_report
@@ -19,9 +19,7 @@ from kaprune_jax._errors import InputError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.report", description="Run folders to report.html and table.md."
-    )
+    parser = Parser(prog="python -m experiments.report", description="Run folders to report.html and table.md.")
     parser.add_argument(
         "runs",
         nargs="+",
@@ -35,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="where to write (default: the run folder; for several, their common parent)",
     )
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         tables = [place for place in options.runs if place.suffix == ".csv"]
         places = find_runs([place for place in options.runs if place not in tables])
         if len(places) == 1 and not tables:

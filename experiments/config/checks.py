@@ -100,7 +100,13 @@ def check_questions(settings: Settings) -> None:
         raise InputError(f"--pooling {settings.pooling}: answers are found token by token, nothing is pooled; use auto")
 
 
+_OF_MASKS = ("student", "scope", "scores", "sparsity_schedule", "updates")
+
+
 def _check_cofi(settings: Settings) -> None:
+    for name in _OF_MASKS if settings.methods == ("cofi",) else ():
+        if (value := getattr(settings, name)) != getattr(Settings, name):
+            raise InputError(f"--{name.replace('_', '-')} {value}: of pruning with masks; --method cofi has gates")
     if settings.pattern != "element":
         raise InputError(f"--pattern {settings.pattern} does not go with --method cofi, which removes whole structures")
     if settings.before + settings.after >= 1.0:

@@ -21,7 +21,7 @@ def parse(kind: type[T], arguments: list[str] | None, *, prog: str, description:
     Raises:
       InputError: an unknown flag, or a value that is not allowed.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=prog,
         description=description,
         epilog=_by_task(),
@@ -83,7 +83,7 @@ class _Help(argparse.HelpFormatter):
         return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says what is wrong with a flag in one line, by an exception."""
 
     def error(self, message: str) -> NoReturn:

@@ -146,12 +146,20 @@ def resolve(settings: TransferSettings) -> TransferSettings:
             "leave that out"
         )
     masks = resolved.method == "sparsebert"
+    if resolved.coupling != "none":
+        _check_acts(resolved, masks)
     if masks and resolved.scope == "global" and resolved.coupling != "none":
         raise InputError("--scope global ranks the copies of both tasks together; use matrix")
     if masks and resolved.share_depth is not None and "sequential" in couplings(resolved):
         raise InputError(f"--share-depth {resolved.share_depth}: not with sparsebert one task after the other")
     if resolved.tie and (masks or shares_gates(resolved.share)):
         raise InputError(f"--tie {resolved.tie}: for gates of their own; use --method cofi, --share weights or nothing")
+    if "surgery" in couplings(resolved) and masks and resolved.surgery_on == "gates":
+        raise InputError("--surgery-on gates: masks have no gradients; with --method sparsebert use weights or both")
+    if "surgery" in couplings(resolved) and resolved.surgery == "attittud" and resolved.accumulate > 1:
+        raise InputError(
+            f"--accumulate {resolved.accumulate}: attittud cuts a batch into parts of its own (--surgery-parts)"
+        )
     idle = {"gates": ("weights", "nothing"), "weights": ("gates", "nothing"), "both": ("nothing",)}
     if "surgery" in couplings(resolved) and resolved.share in idle[resolved.surgery_on]:
         raise InputError(
@@ -167,6 +175,24 @@ def resolve(settings: TransferSettings) -> TransferSettings:
         stem = f"{resolved.task}-{'+'.join(names)}-{resolved.method}-{resolved.sparsity:g}-s{resolved.seed}"
         resolved = dataclasses.replace(resolved, out=os.path.join("runs", stem))
     return resolved
+
+
+def _check_acts(settings: TransferSettings, masks: bool) -> None:
+    """Whether the coupling does something in the phases asked for.
+
+    Raises:
+      InputError: it does nothing there.
+    """
+    when, where = coupled_phases(settings), f"--when {settings.when}"
+    if settings.share == "gates" and not masks and "prune" not in when:
+        raise InputError(f"{where}: with --share gates nothing is shared there; gates are learned in prune")
+    if settings.share_depth is not None and when == ("after",) and not masks:
+        raise InputError(f"{where}: with --share-depth nothing is shared there, as the smaller layers are one model's")
+    if settings.tie and "prune" not in when:
+        raise InputError(f"{where}: --tie {settings.tie} acts on gates, which are learned in prune")
+    together = [name for name in couplings(settings) if name in ("joint", "surgery")]
+    if together and when == ("after",) and settings.auxiliary_schedule == "fade-out":
+        raise InputError(f"{where}: --auxiliary-schedule fade-out has ended there; use constant or fade-in")
 
 
 def auxiliary_names(settings: TransferSettings) -> tuple[str, ...]:
@@ -197,6 +223,20 @@ def coupled_phases(settings: TransferSettings) -> tuple[str, ...]:
 def couples_teacher(settings: TransferSettings) -> bool:
     """Whether auxiliary tasks take part in what the target's teacher is: its start, or its training."""
     return settings.coupling != "none" and "before" in coupled_phases(settings) and shares_weights(settings.share)
+
+
+def takes_turns(settings: Settings) -> bool:
+    """Whether the auxiliary tasks are trained on the smaller model before the target is: sequentially, and its weights.
+
+    Settings of one task alone have none.
+    """
+    return (
+        isinstance(settings, TransferSettings)
+        and settings.coupling == "sequential"
+        and "after" in coupled_phases(settings)
+        and shares_weights(settings.share)
+        and settings.share_depth is None
+    )
 
 
 def joint_teacher_settings(settings: TransferSettings) -> TransferSettings:

@@ -148,9 +148,9 @@ def make_team(
 def make_batches(
     prepared: Prepared, auxiliaries: Sequence[Auxiliary], where: Phases, when: Sequence[str]
 ) -> CoupledBatches:
-    """The batches of a run; in sequential coupling the auxiliary tasks have the first half of "after" to themselves."""
+    """The batches of a run; in sequential coupling the auxiliary tasks have steps of "after" to themselves."""
     sequential = getattr(prepared.settings, "coupling", "") == "sequential"
-    turn = (where.gated + where.steps) // 2 if sequential else where.steps
+    turn = where.gated + where.turn if sequential else where.steps
     return CoupledBatches(
         prepared.data.name,
         prepared.train,

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+from experiments.config.transfer_settings import takes_turns
 from experiments.config.tuned import tuned
 from experiments.coupling.common import (
     Auxiliary,
@@ -18,7 +19,7 @@ from experiments.coupling.common import (
     make_team,
 )
 from experiments.coupling.optimizers import weights_optimizer
-from experiments.coupling.phases import Phases, phases
+from experiments.coupling.phases import Phases, phases, with_turn
 from experiments.runs.memory import restart_peak
 from experiments.runs.method import Plan, plan
 from experiments.runs.prepare import Prepared
@@ -74,6 +75,8 @@ def run_joint(
     where = phases(settings, planned.steps) if method != "dense" else Phases(*[planned.steps] * 4)
     if method != "dense":
         planned = planned._replace(target_step=1 if first and "gates" in first else where.reached)
+        if auxiliaries and takes_turns(settings):
+            planned, where = with_turn(planned, where)
     open_run(folder, settings, planned.details, environment(prepared) | about(auxiliaries))
     if done := read_result(folder):
         return done

@@ -33,12 +33,14 @@ class Phases(NamedTuple):
       reached: steps until the asked sparsity is that of the end.
       gated: steps before the model is made smaller.
       steps: of the whole run.
+      turn: how many of those after `gated` are not the target's: the auxiliary tasks come first (`with_turn`).
     """
 
     before: int
     reached: int
     gated: int
     steps: int
+    turn: int = 0
 
     def name(self, step: int) -> str:
         """The phase of a step, counted from 0."""
@@ -68,7 +70,7 @@ def plan_cofi(prepared: Prepared, teacher: Model | None) -> tuple[Plan, Phases, 
     layout = bert_layout(prepared.start.config)
     enabled = gate_names(settings.gates)
     lowest = float(keep_probability(jnp.float32(LOWEST)))
-    reach = min(layout.largest_sparsity(enabled, closed=lowest), 1 - _smallest(layout) / layout.full_size)
+    reach = min(layout.largest_sparsity(enabled, closed=lowest), 1 - layout.smallest_size(enabled) / layout.full_size)
     if settings.sparsity > reach:
         raise InputError(
             f"--sparsity {settings.sparsity}: with --gates {settings.gates} at most "
@@ -90,6 +92,20 @@ def plan_cofi(prepared: Prepared, teacher: Model | None) -> tuple[Plan, Phases, 
     return plan, where, constraint
 
 
+def with_turn(planned: Plan, where: Phases) -> tuple[Plan, Phases]:
+    """A sequential run whose auxiliary tasks have an "after" of their own, before the target has all of its.
+
+    It is as long as the target's, and its learning rates are the same.
+    """
+    turn = where.steps - where.gated
+    rate = planned.rate
+    longer = planned._replace(
+        steps=planned.steps + turn,
+        rate=lambda step: rate(jnp.where(step < where.gated + turn, step, step - turn)),
+    )
+    return longer, where._replace(steps=where.steps + turn, turn=turn)
+
+
 def with_rates(settings: Settings, where: Phases) -> Settings:
     """The rates of gates and multipliers filled in: what they can move in a run does not depend on its length."""
     steps = max(where.gated - where.before, 1)
@@ -100,11 +116,6 @@ def with_rates(settings: Settings, where: Phases) -> Settings:
         gate_learning_rate=min(max(60.0 / steps, 0.01), 0.3) if gates is None else gates,
         dual_learning_rate=by_length if duals is None else duals,
     )
-
-
-def _smallest(layout) -> int:
-    """Parameters of the smallest model with a path: one head and one unit of one layer on one hidden dimension."""
-    return sum(product.cost for product in layout.products)
 
 
 def segment_rate(settings: Settings, where: Phases) -> optax.Schedule:

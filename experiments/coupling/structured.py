@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.config.transfer_settings import takes_turns
 from experiments.config.tuned import tuned
 from experiments.coupling.common import (
     Auxiliary,
@@ -20,7 +21,7 @@ from experiments.coupling.common import (
     make_team,
 )
 from experiments.coupling.optimizers import frozen_of, smaller_optimizer
-from experiments.coupling.phases import Phases, plan_cofi
+from experiments.coupling.phases import Phases, plan_cofi, with_turn
 from experiments.runs.memory import restart_peak
 from experiments.runs.method import Plan
 from experiments.runs.prepare import Prepared, make_forward
@@ -81,6 +82,8 @@ def run_structured(
     settings = prepared.settings
     restart_peak()
     planned, where, constraint = plan_cofi(prepared, teacher)
+    if auxiliaries and takes_turns(settings):
+        planned, where = with_turn(planned, where)
     open_run(folder, settings, planned.details, environment(prepared) | about(auxiliaries))
     if (done := read_result(folder)) and not gates_only:
         return done

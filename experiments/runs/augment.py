@@ -63,13 +63,14 @@ def add_rows(prepared: Prepared, teacher: Model, out: Path, should_stop: ShouldS
         token_type_ids=own.token_type_ids + new.token_type_ids,
         labels=np.concatenate([own.labels, labels]),
     )
-    seen = count_steps(prepared, dense=False) * settings.batch_size
+    made_longer = prepared._replace(train=make_batches(settings, both), augmented=made)
+    seen = count_steps(made_longer, dense=False) * settings.batch_size
     if seen < len(both.input_ids):
         say(
             f"note: the run sees {seen} rows, fewer than the {len(both.input_ids)} there are with the augmented ones; "
             "--epochs makes it longer"
         )
-    return prepared._replace(train=make_batches(settings, both), augmented=made)
+    return made_longer
 
 
 def _make(prepared: Prepared) -> Augmented:

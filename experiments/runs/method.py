@@ -71,7 +71,8 @@ def recipe(method: str, prepared: Prepared, planned: Plan, teacher: Model | None
     names = "batch_size warmup weight_decay max_length limit_train hold_out dtype seed evaluations".split()
     if planned.target_step:
         names += "recipe schedule epochs epochs_over steps learning_rate augment".split()
-        names += "dropout scope scores student target_at sparsity_schedule updates".split()
+        names += "dropout target_at".split()
+        names += () if method == "cofi" else "scope scores student sparsity_schedule updates".split()
     if method == "cofi":
         names += "gates before after gate_learning_rate gate_start dual_learning_rate penalty stiffness".split()
         names += "train_embeddings prune_vocabulary".split()

@@ -244,9 +244,16 @@ def load_teacher(settings: Settings, data: TaskData, start: Model) -> tuple[Mode
     inside = [Path(settings.teacher) / name for name in ("teacher", "dense")]  # rather than what a run pruned
     teacher = load(next((folder for folder in inside if folder.is_dir()), settings.teacher))
     notes = ()
+    if pruned := teacher.details.get("sparsity"):
+        if (Path(settings.teacher) / "result.json").is_file():
+            raise InputError(
+                f"--teacher {settings.teacher}: this run pruned its model ({pruned:.0%}) and the dense one is not in "
+                "its folder; name that one's folder, or RUN/model if the pruned one is meant"
+            )
+        notes = (f"--teacher {settings.teacher} is itself pruned, {pruned:.0%}",)
     if teacher.config.labels != data.labels and _same_classes(teacher.config.labels, data.labels):
         was, taken = ", ".join(teacher.config.labels), ", ".join(data.labels)
-        notes = (f"--teacher {settings.teacher} calls its classes {was}; taken as {taken}",)
+        notes += (f"--teacher {settings.teacher} calls its classes {was}; taken as {taken}",)
         teacher = dataclasses.replace(teacher, config=teacher.config.replace(labels=data.labels))
     if (teacher.config.head, teacher.config.labels) != (data.kind, data.labels):
         has = ", ".join(teacher.config.labels) or f"head {teacher.config.head}"

@@ -40,11 +40,17 @@ def materialize(params: Params, gates: Mapping[str, Any], config: BertConfig) ->
       a model with the same logits as the gated one, to float error.
 
     Raises:
-      ValueError: a gate has another shape than the model.
+      ValueError: a gate has another shape than the model, or values beyond [0, 1], such as those of log α.
       InputError: the model was shrunk before.
     """
     layout = bert_layout(config)
     layout.check(gates)
+    for name, value in gates.items():
+        low, high = float(np.min(value)), float(np.max(value))
+        if not 0.0 <= low <= high <= 1.0:
+            raise ValueError(
+                f"gates {name!r}: from {low:.3g} to {high:.3g}; kp.finalize makes gates in [0, 1] of log α"
+            )
     if config.head == "masked-lm":
         params = {name: part for name, part in params.items() if name != "lm_head"}
         config = config.replace(head="none", pooling="mean")

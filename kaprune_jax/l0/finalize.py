@@ -1,6 +1,7 @@
 """From log α to gates that are closed for good, with an exact budget of parameters."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,8 +19,8 @@ def finalize(gates: Gates, layout: Layout, sparsity: float) -> Values:
     First those that are closed without noise. Where that is not enough, the fine pieces (units of the feed-forward
     networks, for BERT) with the lowest log α: a head that has stayed open against the constraint's pull, which is
     stronger by the number of its weights, is worth more than units of the same log α. Only where no fine pieces are
-    left, all gates by their log α. What the budget leaves is filled with the pieces, by their log α, that still fit; a
-    gate that is opened so gets the value at the edge.
+    left, all gates by their log α. What the budget leaves is filled with the pieces, by their log α, that still fit, of
+    what is open first, then of what is closed as a whole; a gate that is opened so gets the value at the edge.
 
     Args:
       gates: log α by family; families left out are open.
@@ -72,8 +73,11 @@ def finalize(gates: Gates, layout: Layout, sparsity: float) -> Values:
         low, high = (middle, high) if fits else (low, middle - 1)
     if size() > budget or low >= natural:  # no fine pieces are left, or all that is open fits
         chosen[:] = first(low)
-    _fill(chosen, order, budget, size)
+    alone = [[place] for place in range(len(flat))]
+    _fill(chosen, order, alone, budget, size)
     _trade(chosen, order, family, finest, budget, size)
+    if size() == 0 or budget - size() >= _finest_piece(open_gates(chosen), layout, finest):
+        _fill(chosen, order, _with_coarser(layout, names, ends), budget, size)
     values = _without_idle(open_gates(chosen), layout)
     if count_size(values, layout) == 0:
         raise ValueError(f"sparsity={sparsity}: nothing would be left; a smaller one is needed")
@@ -114,18 +118,48 @@ def _close_lowest(chosen: np.ndarray, fine: np.ndarray, budget: int, size: Calla
     chosen[fine] = np.arange(len(fine)) >= low
 
 
-def _fill(chosen: np.ndarray, rest: np.ndarray, budget: int, size: Callable[[], int]) -> None:
-    """Opens those of the other gates, in their order, that make the model larger and still fit, until none does."""
+def _fill(
+    chosen: np.ndarray, rest: np.ndarray, together: Sequence[Sequence[int]], budget: int, size: Callable[[], int]
+) -> None:
+    """Opens those of the other gates, in their order, that make the model larger and still fit, until none does.
+
+    `together` has for each gate those that are opened with it.
+    """
     before, now = -1, size()
     while before != now < budget:  # an opened layer gives its heads and units another chance
         before = now
         for place in rest[~chosen[rest]]:
-            chosen[place] = True
+            opened = [each for each in together[place] if not chosen[each]]
+            chosen[opened] = True
             larger = size()
             if now < larger <= budget:
                 now = larger
             else:
-                chosen[place] = False
+                chosen[opened] = False
+
+
+def _with_coarser(layout: Layout, names: Sequence[str], ends: np.ndarray) -> list[list[int]]:
+    """For each gate itself and the coarser ones that its piece is closed by: for a unit its layer's network."""
+    starts = dict(zip(names, (ends - [layout.gate(name).size for name in names]).tolist(), strict=True))
+    together = [[place] for place in range(int(ends[-1]))]
+    for axis in layout.axes:
+        families = [layout.gate(name) for name in axis.gates if name in starts]
+        for coarse, fine in itertools.combinations(families, 2):
+            for index in range(fine.size):
+                place = starts[coarse.name] + index // (fine.size // coarse.size)
+                together[starts[fine.name] + index].append(place)
+    return together
+
+
+def _finest_piece(values: Values, layout: Layout, finest: str) -> int:
+    """What one more piece of the finest family costs, of the narrowest model that it can be part of."""
+    axis = next(axis.name for axis in layout.axes if finest in axis.gates)
+    costs = []
+    for product in layout.products:
+        if axis in product.axes:
+            others = [alive(values, layout, other) for other in product.axes if other != axis]
+            costs.append(product.cost * int(np.prod([each.sum(axis=-1).min() for each in others])))
+    return min(costs)
 
 
 def _trade(

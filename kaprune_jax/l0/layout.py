@@ -149,6 +149,16 @@ class Layout:
             if value.shape != self.gate(name).shape:
                 raise ValueError(f"gates {name!r}: shape {value.shape}; the layout has {self.gate(name).shape}")
 
+    def smallest_size(self, enabled: Sequence[str]) -> int:
+        """Parameters of the smallest model with a path through it that these gates leave: one of their pieces."""
+        sizes = []
+        for open_axes in [(), *(product.axes for product in self.products)]:
+            values = {name: np.zeros(self.gate(name).shape, np.float32) for name in enabled}
+            for name in (name for axis in open_axes for name in self.axis(axis).gates if name in values):
+                values[name].flat[0] = 1.0
+            sizes.append(round(float(self.size(values))))
+        return min(size for size in sizes if size > 0)
+
     def largest_sparsity(self, enabled: Sequence[str], *, closed: float = 0.0) -> float:
         """The sparsity with every enabled gate closed, or open with probability `closed`."""
         values = {name: jnp.full(self.gate(name).shape, closed) for name in enabled}

@@ -172,7 +172,8 @@ def make_coupled_step(
                 lambda leaf: _pieces(leaf, coupling.parts),
                 (batches[lead], _aim(tasks[lead], teachers.get(lead), batches[lead])),
             )
-            (losses, terms), basis = jax.lax.map(lambda piece: value_and_grad(state.params, lead, *piece), pieces)
+            numbered = (*pieces, jnp.arange(coupling.parts))  # each with a dropout of its own
+            (losses, terms), basis = jax.lax.map(lambda piece: value_and_grad(state.params, lead, *piece), numbered)
             loss, terms, grads = jax.tree.map(lambda leaf: leaf.mean(axis=0), (losses, terms, basis))
         else:
             (loss, terms), grads = gradient_of(lead)

@@ -230,3 +230,10 @@ def test_the_saved_file_of_minilm_shapes_is_sparse_to_the_unit(tmp_path, sparsit
     loaded = kp.load(tmp_path / "model")
     logits = make_apply(smaller.config)(smaller.params, ids).logits
     np.testing.assert_array_equal(np.asarray(loaded.apply(loaded.params, ids).logits), np.asarray(logits))
+
+
+def test_log_alpha_is_not_taken_for_gates(getkey):
+    config = BertConfig(20, 8, 2, 2, 12)
+    gates = kp.init_gates(kp.bert_layout(config))
+    with pytest.raises(ValueError, match=r"gates 'attention': from .* kp.finalize makes gates in \[0, 1\]"):
+        kp.materialize(init_params(config, getkey()), gates, config)

@@ -137,6 +137,20 @@ def test_a_given_teacher_is_used_and_a_foreign_one_refused(run, tiny, files, tmp
     assert not (tmp_path / "x").exists()
 
 
+def test_a_pruned_model_is_no_teacher_by_mistake(run, tmp_path, capsys):
+    assert run("--method", "dense", "--teacher-epochs", "1", "--out", str(tmp_path / "t")) == 0
+    assert run("--method", "logits", "--teacher", str(tmp_path / "t")) == 0
+    capsys.readouterr()
+    assert run("--method", "logits", "--teacher", str(tmp_path / "run"), "--out", str(tmp_path / "x")) == 2
+    said = capsys.readouterr().err
+    assert "this run pruned its model" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+    meant = str(tmp_path / "run" / "model")
+    assert run("--method", "logits", "--teacher", meant, "--steps", "2", "--out", str(tmp_path / "x")) == 0
+    assert f"note: --teacher {meant} is itself pruned" in capsys.readouterr().out
+
+
 def test_a_model_of_ours_starts_another_task_without_its_head(run, tiny, files, tmp_path, capsys):
     assert run("--method", "dense", "--teacher-epochs", "1") == 0
     capsys.readouterr()

@@ -320,3 +320,10 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, fault):
 def test_nothing_to_compare(tmp_path):
     with pytest.raises(InputError, match="at least one"):
         write_comparison(tmp_path / "out", [])
+
+
+def test_bad_flags_are_one_line(capsys):
+    assert main(["--nope"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "--help lists the flags" in said

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -231,6 +232,32 @@ def test_cells_share_a_jointly_trained_teacher_whatever_is_pruned(files, other, 
     assert len(list((tmp_path / "study" / "teachers").glob("target-*"))) == 1
 
 
+def test_one_after_the_other_the_target_has_as_many_steps_as_alone():
+    import jax.numpy as jnp
+
+    from experiments.coupling.common import Auxiliary, make_batches
+    from experiments.coupling.phases import Phases, with_turn
+    from experiments.runs.method import Plan
+
+    class Train:
+        batch_size = 4
+
+        def __getitem__(self, step):
+            return {"step": step}
+
+    rates = jnp.linspace(1.0, 0.0, 10)
+    plan = Plan("prune", None, None, None, lambda step: rates[step], 10, 6, ())  # type: ignore
+    longer, where = with_turn(plan, Phases(1, 4, 6, 10))
+    assert (longer.steps, where.gated, where.steps) == (14, 6, 14)
+    assert [float(longer.rate(step)) for step in range(14)] == [*rates.tolist(), *rates[6:].tolist()]
+    data = types.SimpleNamespace(name="target")
+    prepared = types.SimpleNamespace(
+        data=data, train=Train(), settings=types.SimpleNamespace(coupling="sequential", seed=0)
+    )
+    batches = make_batches(prepared, [Auxiliary("a", None, None, Train(), 1.0)], where, ("after",))  # type: ignore
+    assert [*map(sorted, map(batches.__getitem__, range(14)))] == [["target"]] * 6 + [["a"]] * 4 + [["target"]] * 4
+
+
 def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
     from experiments.coupling.common import Auxiliary
 
@@ -274,6 +301,16 @@ def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
         (["--coupling", "sequential", "--init-from", "x"], ["--init-from x", "sequential"]),
         (["--start", "auxiliary", "--when", "prune"], ["--start auxiliary", "--when prune"]),
         (["--start", "auxiliary", "--share", "gates"], ["--start auxiliary", "--share gates"]),
+        (["--share", "gates", "--when", "before,after"], ["--when before,after", "--share gates", "learned in prune"]),
+        (["--share-depth", "1", "--when", "after"], ["--when after", "--share-depth"]),
+        (["--share", "weights", "--tie", "1", "--when", "after"], ["--when after", "--tie 1.0", "learned in prune"]),
+        (["--auxiliary-schedule", "fade-out", "--when", "after"], ["--when after", "fade-out has ended"]),
+        (
+            ["--method", "sparsebert", "--coupling", "surgery", "--surgery-on", "gates"],
+            ["--surgery-on gates", "masks have no gradients"],
+        ),
+        (["--coupling", "surgery", "--surgery", "attittud", "--accumulate", "2"], ["--accumulate 2", "attittud"]),
+        (["--updates", "7"], ["--updates 7", "masks"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else None,
 )

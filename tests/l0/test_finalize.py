@@ -200,3 +200,53 @@ def test_gates_that_have_all_closed_are_opened_again_by_their_log_alpha():
     for sparsity in (0.5, 0.95):
         over = layout.full_size * (1 - sparsity) - count_size(finalize(gates, layout, sparsity), layout)
         assert 0 <= over < 2 * 384
+
+
+SUBSETS = [
+    ("attention", "ffn"),
+    ("attention", "ffn", "heads"),
+    ("attention", "ffn", "units"),
+    ("ffn", "heads"),
+    ("heads", "units"),
+    ("heads", "units", "hidden"),
+    ("attention", "ffn", "hidden"),
+]
+
+
+@pytest.mark.parametrize("names", SUBSETS, ids="-".join)
+@pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95])
+def test_any_families_find_a_model_where_there_is_one_and_fill_the_budget(names, sparsity):
+    layout = bert_layout(MIDDLE)
+    if sparsity > 1 - layout.smallest_size(names) / layout.full_size:
+        with pytest.raises(ValueError, match="nothing would be left|reach at most"):
+            finalize(random_gates(MIDDLE, 0, names), layout, sparsity)
+        return
+    for seed in range(12):
+        gates = random_gates(MIDDLE, seed, names, middle=-3.0 * (seed % 3))
+        values = finalize(gates, layout, sparsity)
+        spare = layout.full_size * (1 - sparsity) - count_size(values, layout)
+        assert count_size(values, layout) > 0
+        assert spare >= 0
+        if "units" in names and "hidden" not in names:
+            assert spare < 2 * 48
+
+
+@pytest.mark.parametrize("names", SUBSETS, ids="-".join)
+def test_the_smallest_model_is_the_smallest_by_enumeration(names):
+    small = BertConfig(20, 2, 2, 2, 3)
+    layout, sizes = bert_layout(small), set()
+    families = [layout.gate(name) for name in names]
+    random = np.random.default_rng(0)
+    for number in range(600):  # few gates open, so that the small ones occur
+        values = {each.name: (random.random(each.shape) < (0.2, 0.4)[number % 2]) * 1.0 for each in families}
+        sizes.add(count_size(values, layout))
+    assert layout.smallest_size(names) == min(sizes - {0})
+
+
+def test_a_network_that_only_fits_in_part_is_opened_with_its_units():
+    layout = bert_layout(MINILM)
+    gates = {"attention": np.array([1.0] + [-8.0] * 5, np.float32), "ffn": np.full(6, -3.0, np.float32)}
+    gates["units"] = np.linspace(-4.0, -2.5, 6 * 1536, dtype=np.float32).reshape(6, 1536)
+    values = finalize(gates, layout, 0.95)
+    assert 0 <= layout.full_size * 0.05 - count_size(values, layout) < 2 * 384
+    assert not values["attention"].any()
