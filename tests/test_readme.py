@@ -24,9 +24,27 @@ STUDIES = Path(experiments.__file__).parent / "studies"
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
+TABLES = (STUDIES / "README.md").read_text("utf-8")
+
+
+def block_with(words):
+    """The one block of Python that has these words."""
+    (found,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if words in block)
+    return found
+
+
+def make_classifier(folder):
+    start = kp.load("mini")
+    config = start.config.replace(head="classification", labels=("no", "yes"), pooling="mean")
+    params = {name: start.params[name] for name in ("embeddings", "encoder")}
+    params |= init_params(config, jax.random.key(0), parts=("head",))
+    kp.save(folder, params, config, tokenizer=start.tokenizer)
+    return config
+
+
 def test_the_library_example_runs_and_prints_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    example = block_with("kp.magnitude_pruning")
     assert len(list(filter(None, example.splitlines()))) == 15
     exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip() == re.search(r"print\(.*\)  # (.*)", example)[1]
@@ -35,7 +53,7 @@ def test_the_library_example_runs_and_prints_what_it_says(tmp_path, monkeypatch,
 
 def test_the_example_of_gates_runs_after_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second, _, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    first, second = block_with("kp.magnitude_pruning"), block_with("kp.bert_layout")
     names: dict = {}
     exec(compile(first, "README.md", "exec"), names)
     exec(compile(second, "README.md", "exec"), names)
@@ -43,12 +61,21 @@ def test_the_example_of_gates_runs_after_it(tmp_path, monkeypatch):
     assert float(names["shortfall"]) > 0.88
 
 
+def test_the_example_of_use_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example = block_with("runs/micro-rte")
+    make_classifier(re.search(r"kp\.load\(\"(.*?)\"\)", example)[1])
+    names: dict = {"kp": kp}
+    exec(compile(example.replace("model.predict", "found = model.predict"), "README.md", "exec"), names)
+    assert names["found"][0].label in ("no", "yes")
+
+
 def test_the_example_of_answers_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start = load_start("mini", head="span", labels=(), key=jax.random.key(0)).model
     kp.save("runs/mine", start.params, start.config, tokenizer=start.tokenizer)
     names: dict = {"kp": kp}
-    example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[2]
+    example = block_with("who saw the owl")
     exec(compile(example.replace("model.predict", "found = model.predict"), "README.md", "exec"), names)
     assert names["found"][0].label in "anna saw the owl ."
     assert 0.0 <= names["found"][0].score <= 1.0
@@ -56,13 +83,9 @@ def test_the_example_of_answers_runs(tmp_path, monkeypatch):
 
 def test_the_example_of_compiled_models_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    start = kp.load("mini")
-    config = start.config.replace(head="classification", labels=("no", "yes"), pooling="mean")
-    params = {name: start.params[name] for name in ("embeddings", "encoder")}
-    params |= init_params(config, jax.random.key(0), parts=("head",))
-    kp.save("runs/mine", params, config, tokenizer=start.tokenizer)
+    config = make_classifier("runs/mine")
     names: dict = {"kp": kp}
-    exec(compile(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[3], "README.md", "exec"), names)
+    exec(compile(block_with("kp.compile"), "README.md", "exec"), names)
     assert len(names["fast"].plan) == 4 * config.num_hidden_layers
 
 
@@ -89,6 +112,6 @@ def test_the_curve_is_that_of_the_figures(tmp_path):
 def test_the_tables_of_couplings_are_those_of_the_figures(study):
     runs = read_figures(STUDIES / f"{study}.csv")
     (rows,) = study_rows([*runs.values()]).values()
-    assert markdown_table(HEADER, table_rows(rows)) in README
+    assert markdown_table(HEADER, table_rows(rows)) in TABLES
     cells = {digest(cell) for cell in read_grid(str(STUDIES / f"{study}.json"), make_coupled_kind()).cells}
     assert runs.keys() <= cells
