@@ -49,7 +49,8 @@ def to_small(model: Model, out: Path, *, dtype: str, words: str | None) -> dict[
         f"{after / 1e6:.1f} MB of weights in {dtype} without zeros{kept}; dense in float32 {whole / 1e6:.1f} MB, "
         f"{whole / after:.1f} times as much. kp.load reads it, stock classes do not"
     )
-    (out / "README.md").write_text(_CARD.format(name=model.folder.name, says=says), "utf-8")
+    name = ", ".join(str(model.details[key]) for key in ("task", "method") if key in model.details) or "A model"
+    (out / "README.md").write_text(_CARD.format(name=name, says=says), "utf-8")
     return {
         "format": "small",
         "difference": _difference(model, again),
@@ -59,7 +60,7 @@ def to_small(model: Model, out: Path, *, dtype: str, words: str | None) -> dict[
     }
 
 
-_CARD = """# {name}, small
+_CARD = """# {name}: a small file
 
 {says}.
 
