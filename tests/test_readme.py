@@ -111,7 +111,7 @@ def test_the_curve_is_that_of_the_figures(tmp_path):
 @pytest.mark.parametrize("study", ["mpqa", "rte"])
 def test_the_tables_of_couplings_are_those_of_the_figures(study):
     runs = read_figures(STUDIES / f"{study}.csv")
-    (rows,) = study_rows([*runs.values()]).values()
-    assert markdown_table(HEADER, table_rows(rows)) in TABLES
+    for rows in study_rows([*runs.values()]).values():
+        assert markdown_table(HEADER, table_rows(rows)) in TABLES
     cells = {digest(cell) for cell in read_grid(str(STUDIES / f"{study}.json"), make_coupled_kind()).cells}
     assert runs.keys() <= cells
