@@ -100,13 +100,17 @@ def check_questions(settings: Settings) -> None:
         raise InputError(f"--pooling {settings.pooling}: answers are found token by token, nothing is pooled; use auto")
 
 
-_OF_MASKS = ("student", "scope", "scores", "sparsity_schedule", "updates")
+def idle_with_gates(settings: Settings) -> tuple[str, ...]:
+    """Flags of pruning with masks that were given to gates alone, a line for each."""
+    names = ("student", "scope", "scores", "sparsity_schedule", "updates") if settings.methods == ("cofi",) else ()
+    given = {name: getattr(settings, name) for name in names if getattr(settings, name) != getattr(Settings, name)}
+    return tuple(
+        f"--{name.replace('_', '-')} {value} is of pruning with masks; cofi has no use for it"
+        for name, value in given.items()
+    )
 
 
 def _check_cofi(settings: Settings) -> None:
-    for name in _OF_MASKS if settings.methods == ("cofi",) else ():
-        if (value := getattr(settings, name)) != getattr(Settings, name):
-            raise InputError(f"--{name.replace('_', '-')} {value}: of pruning with masks; --method cofi has gates")
     if settings.pattern != "element":
         raise InputError(f"--pattern {settings.pattern} does not go with --method cofi, which removes whole structures")
     if settings.before + settings.after >= 1.0:

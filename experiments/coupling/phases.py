@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.config.checks import gate_names
+from experiments.config.checks import gate_names, idle_with_gates
 from experiments.config.settings import Settings
 from experiments.config.tuned import tuned
 from experiments.coupling.optimizers import gated_optimizer
@@ -77,6 +77,7 @@ def plan_cofi(prepared: Prepared, teacher: Model | None) -> tuple[Plan, Phases, 
             f"{np.floor(reach * 1e4) / 1e4:.4f} of this model can be removed so that a path through it is left"
         )
     objective, notes = make_objective("cofi", settings, prepared.start, teacher)
+    notes = (*notes, *idle_with_gates(settings))
     rate = segment_rate(settings, where)
     asked, settings = settings.sparsity, with_rates(settings, where)
     constraint = Constraint(

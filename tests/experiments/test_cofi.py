@@ -138,8 +138,6 @@ def test_a_vocabulary_can_be_left_out_too(run, tiny, tmp_path):
         (["--loss-weights", "attention=1"], ["attention=1", "heads", "must be 0"]),
         (["--layer-map", "first"], ["--layer-map first", "cofi"]),
         (["--gate-start", "1.5"], ["--gate-start 1.5", "probability"]),
-        (["--student", "teacher"], ["--student teacher", "masks"]),
-        (["--scores", "magnitude"], ["--scores magnitude", "masks"]),
         (["--gates", "attention,ffn", "--sparsity", "0.95"], ["--sparsity 0.95", "--gates attention,ffn", "at most"]),
         (["--steps", "1", "--before", "0.9", "--after", "0", "--target-at", "1"], ["1 steps are too few"]),
         (["--method", "sparsebert", "--layer-map", "nearest"], ["--layer-map nearest", "sparsebert"]),
@@ -152,3 +150,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, teacher, capsys
     for word in words:
         assert word in said
     assert not (tmp_path / "run").exists()
+
+
+def test_flags_of_masks_are_said_to_be_idle():
+    from experiments.config.checks import idle_with_gates
+    from experiments.config.settings import Settings
+
+    assert idle_with_gates(Settings(method="cofi")) == ()
+    assert idle_with_gates(Settings(method="cofi,sparsebert", updates=7)) == ()
+    (line,) = idle_with_gates(Settings(method="cofi", updates=7))
+    assert line == "--updates 7 is of pruning with masks; cofi has no use for it"

@@ -312,7 +312,6 @@ def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
             ["--surgery-on gates", "masks have no gradients"],
         ),
         (["--coupling", "surgery", "--surgery", "attittud", "--accumulate", "2"], ["--accumulate 2", "attittud"]),
-        (["--updates", "7"], ["--updates 7", "masks"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else None,
 )
