@@ -184,7 +184,8 @@ def _check_acts(settings: TransferSettings, masks: bool) -> None:
       InputError: it does nothing there.
     """
     when, where = coupled_phases(settings), f"--when {settings.when}"
-    if settings.share == "gates" and not masks and "prune" not in when:
+    one_by_one = "sequential" in couplings(settings)  # masks of joint training rank the copies of both all along
+    if settings.share == "gates" and "prune" not in when and (one_by_one or not masks):
         raise InputError(f"{where}: with --share gates nothing is shared there; gates are learned in prune")
     if settings.share_depth is not None and when == ("after",) and not masks:
         raise InputError(f"{where}: with --share-depth nothing is shared there, as the smaller layers are one model's")

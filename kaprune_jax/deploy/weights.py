@@ -67,8 +67,8 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
                     name, tensor = stored, np.asarray(opened.get_tensor(stored).astype("float32"))
                     if stored.endswith(VALUES) and stored.removesuffix(VALUES) + BITS in names:
                         name = stored.removesuffix(VALUES)
-                        read = lambda of: np.asarray(opened.get_tensor(of))  # noqa: E731
-                        tensor = put_back(name, tensor, read, opened.metadata() or {}, str(file))
+                        bits, shapes = np.asarray(opened.get_tensor(name + BITS)), opened.metadata() or {}
+                        tensor = put_back(tensor, bits, shapes.get(name, "none"), f"{file}: tensor {name!r}")
                     if name != stored and name in names:
                         raise InputError(f"{file}: tensor {name} is there twice, with its zeros and without")
                     if name in tensors:

@@ -5,7 +5,7 @@ ceil(columns / 8)], a set bit for each value, the first place in the highest bit
 Nothing is rounded: what is read is what was written, but for the sign of a zero.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -35,24 +35,19 @@ def leave_out(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray],
     return found, shapes
 
 
-def put_back(
-    name: str, values: np.ndarray, read: Callable[[str], np.ndarray], shapes: Mapping[str, str], where: str
-) -> np.ndarray:
+def put_back(values: np.ndarray, bits: np.ndarray, shape: str, where: str) -> np.ndarray:
     """A matrix with its zeros.
 
     Args:
-      name: of the matrix.
       values: [values].
-      read: gives the bits by the name of their tensor.
-      shapes: the metadata of the file.
-      where: the file, for messages.
+      bits: [rows, ceil(columns / 8)].
+      shape: from the metadata of the file, "384x1536".
+      where: file and name, for messages.
 
     Raises:
       InputError: shape, bits and values do not go together.
     """
-    where = f"{where}: tensor {name!r}"
-    rows, columns = parse_shape(shapes.get(name, "none"), where)
-    bits = read(name + BITS)
+    rows, columns = parse_shape(shape, where)
     if bits.dtype != np.uint8 or bits.shape != (rows, -(-columns // 8)):
         raise InputError(f"{where} has shape {rows}x{columns}, which its bits, {bits.dtype} {list(bits.shape)}, do not")
     kept = np.unpackbits(bits, axis=1, count=columns).astype(bool)

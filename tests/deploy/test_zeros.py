@@ -22,7 +22,7 @@ def test_what_is_left_out_is_put_back(rows, columns, density, seed, dtype):
     tensors, shapes = leave_out({"m": matrix, "bias": matrix[0]})
     assert sum(tensor.nbytes for tensor in tensors.values()) <= matrix.nbytes + matrix[0].nbytes
     np.testing.assert_array_equal(tensors["bias"], matrix[0])
-    found = tensors["m"] if "m" in tensors else put_back("m", tensors["m.values"], tensors.__getitem__, shapes, "f")
+    found = tensors["m"] if "m" in tensors else put_back(tensors["m.values"], tensors["m.bits"], shapes["m"], "f")
     assert found.dtype == matrix.dtype
     np.testing.assert_array_equal(found, matrix)
 

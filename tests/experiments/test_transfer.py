@@ -304,6 +304,10 @@ def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
         (["--start", "auxiliary", "--when", "prune"], ["--start auxiliary", "--when prune"]),
         (["--start", "auxiliary", "--share", "gates"], ["--start auxiliary", "--share gates"]),
         (["--share", "gates", "--when", "before,after"], ["--when before,after", "--share gates", "learned in prune"]),
+        (
+            ["--method", "sparsebert", "--coupling", "sequential", "--share", "gates", "--when", "after"],
+            ["--when after", "--share gates"],
+        ),
         (["--share-depth", "1", "--when", "after"], ["--when after", "--share-depth"]),
         (["--share", "weights", "--tie", "1", "--when", "after"], ["--when after", "--tie 1.0", "learned in prune"]),
         (["--auxiliary-schedule", "fade-out", "--when", "after"], ["--when after", "fade-out has ended"]),
