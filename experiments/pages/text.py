@@ -9,7 +9,7 @@ from experiments.pages.mask_pictures import Counts
 
 HEADER = (
     "task", "metric", "pattern", "asked", "method", "seeds", "dense", "pruned", "last",
-    "encoder sparsity", "overall sparsity", "stored", "steps", "time",
+    "encoder sparsity", "overall sparsity", "without zeros", "steps", "time",
 )  # fmt: skip
 _SPEED = {
     "element": (
