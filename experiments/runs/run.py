@@ -192,8 +192,11 @@ def deliver(place: Path, params: Params, config: BertConfig, **parts: Any) -> No
 def model_details(method: str, prepared: Prepared, planned: Plan, teacher: Model | None, step: int) -> dict[str, Any]:
     """What a model folder says of how its weights were made."""
     settings = prepared.settings
+    own = {"columns": {"text": settings.text.split(","), "label": settings.label}} if settings.train_file else {}
     return {
         "task": prepared.data.name,
+        "metrics": list(prepared.data.metrics),
+        **own,
         "method": method,
         "pattern": settings.pattern,
         "sparsity": settings.sparsity if planned.target_step else 0.0,

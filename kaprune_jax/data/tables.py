@@ -19,13 +19,15 @@ from kaprune_jax.data.rows import RawRows
 _ENDINGS = (".tsv", ".csv", ".jsonl")
 
 
-def read_rows(path: Path, *, text: tuple[str, ...], label: str, header: tuple[str, ...] | None = None) -> RawRows:
+def read_rows(
+    path: Path, *, text: tuple[str, ...], label: str | None, header: tuple[str, ...] | None = None
+) -> RawRows:
     """Read one or two text columns and the label column of a file.
 
     Args:
       path: a `.tsv`, `.csv` or `.jsonl` file, each also with `.gz` after it.
       text: names of the text columns.
-      label: name of the label column.
+      label: name of the label column; None where labels are not wanted, which are then empty.
       header: column names, for a TSV or CSV file whose first line is already a row.
 
     Returns:
@@ -36,24 +38,47 @@ def read_rows(path: Path, *, text: tuple[str, ...], label: str, header: tuple[st
         missing; a row has too few or too many fields, a NUL character, is malformed, or (JSONL) holds neither a string
         nor a finite number; a gzip file inflates out of proportion (`open_data`).
     """
-    ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if ending not in _ENDINGS:
-        raise InputError(f"{path}: name ends in {path.suffix!r}; allowed are {', '.join(_ENDINGS)}, plain or with .gz")
-    content = read_content(path)
-    wanted = (*text, label)
-    if ending == ".jsonl":
+    wanted = text if label is None else (*text, label)
+    content = read_content(_checked(path))
+    if _ending(path) == ".jsonl":
         rows = list(_objects(path, content, wanted))
     else:
-        records = _tab_records(content) if ending == ".tsv" else _comma_records(path, content)
-        rows = list(_columns(path, records, wanted, header))
+        rows = list(_columns(path, _records(path, content), wanted, header))
     if not rows:
         raise InputError(f"{path}: a header but no rows; at least one row is needed")
     return RawRows(
         source=str(path),
-        texts=tuple(fields[:-1] for _, fields in rows),
-        labels=tuple(fields[-1] for _, fields in rows),
+        texts=tuple(fields[: len(text)] for _, fields in rows),
+        labels=tuple("" if label is None else fields[-1] for _, fields in rows),
         numbers=tuple(number for number, _ in rows),
     )
+
+
+def column_names(path: Path) -> tuple[str, ...]:
+    """The fields of the first line: names of columns, or a row where there is no header; of JSONL the keys.
+
+    Raises:
+      InputError: as of `read_rows`.
+    """
+    content = read_content(_checked(path))
+    if _ending(path) != ".jsonl":
+        return tuple(name.strip() for name in next(_records(path, content))[1])
+    number, line = next(_lines(content))
+    return tuple(_object(path, number, line))
+
+
+def _checked(path: Path) -> Path:
+    if _ending(path) not in _ENDINGS:
+        raise InputError(f"{path}: name ends in {path.suffix!r}; allowed are {', '.join(_ENDINGS)}, plain or with .gz")
+    return path
+
+
+def _ending(path: Path) -> str:
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
+def _records(path: Path, content: str) -> Iterator[tuple[int, list[str]]]:
+    return _tab_records(content) if _ending(path) == ".tsv" else _comma_records(path, content)
 
 
 def read_content(path: Path) -> str:
@@ -125,17 +150,22 @@ def _columns(
 
 def _objects(path: Path, content: str, wanted: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
     for number, line in _lines(content):
-        where = f"{path}, row {number}"
-        try:
-            record = parse_json(line)
-        except ValueError as error:
-            raise InputError(f"{where}: malformed JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: {short(record)} is not a JSON object with named fields")
+        where, record = f"{path}, row {number}", _object(path, number, line)
         missing = [name for name in wanted if name not in record]
         if missing:
             raise InputError(f"{where}: no field {missing[0]!r}; the fields are: {', '.join(map(repr, record))}")
         yield number, tuple(_string(f"{where}, field {name!r}", record[name]) for name in wanted)
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, object]:
+    where = f"{path}, row {number}"
+    try:
+        record = parse_json(line)
+    except ValueError as error:
+        raise InputError(f"{where}: malformed JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: {short(record)} is not a JSON object with named fields")
+    return record
 
 
 def _string(where: str, value: object) -> str:

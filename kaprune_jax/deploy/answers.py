@@ -22,6 +22,7 @@ def answer(
     batch_size: int,
     max_length: int,
     pad: int,
+    stride: int | None = None,
 ) -> list[Answer]:
     """The answer to each question, from its passage, which may be longer than the model reads at once.
 
@@ -32,6 +33,7 @@ def answer(
       batch_size: windows at a time, >= 1.
       max_length: tokens of a window.
       pad: the id that fills up.
+      stride: tokens that two windows share; by default as `default_stride` has it.
 
     Raises:
       InputError: a row is no pair, has a blank text, or a question that leaves no room for its passage.
@@ -47,7 +49,8 @@ def answer(
     rows = Rows(tuple((question, passage) for question, passage in pairs), whole, names=names)
     if not pairs:
         return []
-    windows = encode_windows(rows, tokenizer, max_length=max_length, stride=default_stride(max_length), pad=pad)
+    stride = default_stride(max_length) if stride is None else stride
+    windows = encode_windows(rows, tokenizer, max_length=max_length, stride=stride, pad=pad)
     count = len(windows.question)
     values = np.full((count, max_length, 2), -np.inf, np.float32)
     for start in range(0, count, batch_size):

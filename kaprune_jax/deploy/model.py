@@ -11,6 +11,8 @@ import numpy as np
 
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
+from kaprune_jax.data.loader import encode, eval_batches
+from kaprune_jax.data.rows import Rows
 from kaprune_jax.deploy.answers import answer
 from kaprune_jax.deploy.tokenizer import load_tokenizer
 from kaprune_jax.deploy.weights import fingerprint
@@ -84,6 +86,7 @@ class Model:
         *,
         batch_size: int = 32,
         max_length: int | None = None,
+        stride: int | None = None,
         logits: Callable[..., Any] | None = None,
     ) -> list[Prediction]:
         """Labels and probabilities of sentences or pairs of sentences; or answers to questions, and their scores.
@@ -92,15 +95,19 @@ class Model:
           rows: texts, or pairs of texts; for a model that answers questions, pairs of question and passage.
           batch_size: rows at a time, >= 1.
           max_length: tokens that rows are cut to, long passages into windows; the model's positions by default.
+          stride: tokens that two windows of a long passage share; 128, or a third of a window where that is less.
           logits: of `input_ids`, `attention_mask` and `token_type_ids` [batch, seq]; by default this model's.
 
         Raises:
-          InputError: the model has no head of a task, or the rows are not all texts or all pairs.
+          InputError: the model has no head of a task, the rows are not all texts or all pairs, or a size is too small.
         """
         if not self.config.num_logits:
             raise InputError(f"{self.folder}: a model without the head of a task cannot predict labels")
         if isinstance(rows, str):
             raise InputError("predict: a list of texts is needed, not one text")
+        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+            if value is not None and value < 1:
+                raise InputError(f"predict: {name}={value}; a whole number >= 1 is needed")
         pairs = [tuple(row) if isinstance(row, tuple | list) else (row,) for row in rows]
         for number, row in enumerate(pairs):
             if len(row) != len(pairs[0]) or len(row) not in (1, 2) or not all(isinstance(text, str) for text in row):
@@ -108,27 +115,20 @@ class Model:
                     f"predict: row {number} is {rows[number]!r}; texts throughout, or pairs of texts throughout, "
                     "are needed"
                 )
-        predictions: list[Prediction] = []
+        pad = self.config.pad_token_id
         limit = min(max_length or self.config.max_position_embeddings, self.config.max_position_embeddings)
         logits = logits or functools.partial(self._logits, self.params)
         if self.config.head == "span":
-            sizes: dict[str, int] = dict(batch_size=batch_size, max_length=limit, pad=self.config.pad_token_id)
+            sizes: dict[str, Any] = dict(batch_size=batch_size, max_length=limit, stride=stride, pad=pad)
             return [Prediction(found.text, {}, found.score) for found in answer(pairs, self.tokenizer, logits, **sizes)]
-        for start in range(0, len(pairs), batch_size):
-            piece = pairs[start : start + batch_size]
-            texts = [list(column) for column in zip(*piece, strict=True)]
-            batch = self.tokenizer(
-                *texts,
-                padding=True,
-                truncation=True,
-                max_length=limit,
-                pad_to_multiple_of=16,
-                return_token_type_ids=True,
-                return_tensors="np",
-            )
-            columns = [batch[name][:, :limit] for name in ("input_ids", "attention_mask", "token_type_ids")]
-            predictions += self._name(np.asarray(logits(*columns)))
-        return predictions
+        if not pairs:
+            return []
+        data = encode(Rows(tuple(pairs), np.zeros(len(pairs), np.int32)), self.tokenizer, max_length=limit, pad=pad)
+        found = np.zeros((len(pairs), self.config.num_logits), np.float32)
+        for numbers, batch in eval_batches(data, batch_size=batch_size):
+            columns = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
+            found[numbers] = np.asarray(logits(*columns))[: len(numbers)]
+        return self._name(found)
 
     def _name(self, logits: np.ndarray) -> list[Prediction]:
         if self.config.head == "regression":

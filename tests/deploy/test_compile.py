@@ -172,9 +172,10 @@ def model(rng, tmp_path):
     return kp.load(tmp_path / "model")
 
 
-def test_a_saved_model_compiled_predicts_the_same(model):
+@pytest.mark.parametrize("length", [21, 32])
+def test_a_saved_model_compiled_predicts_the_same(model, length):
     rows = ["the robin is a bird", "a dog", "the film was great and the song was not"] * 3
-    compiled = kp.compile(model, batch=4, length=32)
+    compiled = kp.compile(model, batch=4, length=length)
     for one, other in zip(compiled.predict(rows), model.predict(rows), strict=True):
         assert one.label == other.label
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
