@@ -14,7 +14,7 @@ from experiments.grid.glue import make_kind
 from experiments.grid.transfer import make_kind as make_coupled_kind
 from experiments.pages.markdown import markdown_table
 from experiments.pages.pairs import study_rows
-from experiments.pages.study import HEADER, table_rows
+from experiments.pages.study import HEADER, table_rows, write_study
 from experiments.pages.tasks import task_table
 from experiments.pages.write import write_comparison
 from kaprune_jax.deploy.folder import load_start
@@ -103,14 +103,18 @@ def test_no_placeholder_is_left():
 def test_the_curve_is_that_of_the_figures(tmp_path):
     write_comparison(tmp_path, [*read_figures(STUDIES / "table.csv").values()])
     drawn = {file.name: file.read_text("utf-8") for file in tmp_path.glob("*.svg")}
-    assert drawn == {file.name: file.read_text("utf-8") for file in STUDIES.glob("*.svg")}
+    assert drawn == {file.name: file.read_text("utf-8") for file in STUDIES.glob("sparsity-*.svg")}
     assert all(f"(experiments/studies/{name})" in README for name in drawn)
     assert drawn
 
 
 @pytest.mark.parametrize("study", ["mpqa", "rte"])
-def test_the_tables_of_couplings_are_those_of_the_figures(study):
+def test_the_tables_of_couplings_are_those_of_the_figures(study, tmp_path):
     runs = read_figures(STUDIES / f"{study}.csv")
+    write_study(tmp_path, [*runs.values()])
+    for picture in STUDIES.glob(f"*-{study}-element-*.svg"):
+        assert picture.read_text("utf-8") == (tmp_path / picture.name).read_text("utf-8")
+        assert f"({picture.name})" in TABLES or f"(experiments/studies/{picture.name})" in README
     for rows in study_rows([*runs.values()]).values():
         assert markdown_table(HEADER, table_rows(rows)) in TABLES
     cells = {digest(cell) for cell in read_grid(str(STUDIES / f"{study}.json"), make_coupled_kind()).cells}

@@ -44,15 +44,6 @@ class Mark(NamedTuple):
     label: str
 
 
-class Dot(NamedTuple):
-    """A value with half the width of its bar (none where it is not finite), a label and a CSS class."""
-
-    label: str
-    value: float
-    error: float
-    style: str
-
-
 class Frame(NamedTuple):
     """Size in pixels and the ranges of the axes."""
 
@@ -102,7 +93,7 @@ class Chart(NamedTuple):
         """An SVG file of its own, the legend below, for a README or a slide."""
         frame, parts = self.wide
         names = "".join(
-            f'<g class="{style}"><circle class="dot" cx="60" cy="{y}" r="5"/></g>{_text(74, y + 4, text, "start")}'
+            f'<g class="{style}"><circle class="dot" cx="60" cy="{y}" r="5"/></g>{text_at(74, y + 4, text, "start")}'
             for y, (style, text) in zip(itertools.count(frame.height + 8, 20), self.legend, strict=False)
         )
         style = Path(__file__).with_name("report.css").read_text("utf-8")
@@ -174,27 +165,6 @@ def line_chart(lines: Sequence[Line], *, title: str, **options: Any) -> str:
     return f'<p class="none">{escape(title)}: nothing was recorded.</p>' if chart is None else chart.figure()
 
 
-def dot_chart(dots: Sequence[Dot], *, title: str, label: str) -> str:
-    """Values with their bars, one below the other on a common scale; nothing where there is none."""
-    dots = [dot for dot in dots if math.isfinite(dot.value)]
-    if not dots:
-        return ""
-    errors = [dot.error if math.isfinite(dot.error) else 0.0 for dot in dots]
-    ends = [dot.value + sign * error for dot, error in zip(dots, errors, strict=True) for sign in (-1, 1)]
-    frame = Frame(460, 40 * len(dots) + 48, 10, 10, pad(min(ends), max(ends), share=0.1), (0, 1), False)
-    parts = [f"<title>{escape(title)}</title>", _text(230, frame.height - 5, label, "middle")]
-    for value in ticks(*frame.x):
-        parts.append(f'<path class="grid" d="M{frame.to_x(value):.1f} 4V{frame.floor}"/>')
-        parts.append(_text(frame.to_x(value), frame.floor + 17, short(value), "middle"))
-    for number, (dot, error) in enumerate(zip(dots, errors, strict=True)):
-        x, y, left, right = frame.to_x(dot.value), 40 * number + 34, dot.value - error, dot.value + error
-        bar = f'<path class="line" d="M{frame.to_x(left):.1f} {y}H{frame.to_x(right):.1f}"/>' if error else ""
-        parts.append(_text(10, y - 10, dot.label, "start"))
-        parts.append(f'<g class="{dot.style}">{bar}<circle class="dot" cx="{x:.1f}" cy="{y}" r="5"/></g>')
-    size = f'viewBox="0 0 460 {frame.height}" style="max-width:480px"'
-    return f'<figure class="chart"><svg role="img" {size}>{"".join(parts)}</svg></figure>'
-
-
 def _draw(frame: Frame, lines: Sequence[Line], marks: Sequence[Mark], labels: tuple[str, ...]) -> str:
     title, x_label, y_label, right_label = labels
     edge, floor = frame.width - frame.right, frame.floor
@@ -202,18 +172,18 @@ def _draw(frame: Frame, lines: Sequence[Line], marks: Sequence[Mark], labels: tu
     for value in log_ticks(*frame.y) if frame.log else ticks(*frame.y):
         y = frame.to_y(value)
         parts.append(f'<path class="grid" d="M{frame.left} {y:.1f}H{edge}"/>')
-        parts.append(_text(frame.left - 7, y + 4, short(value), "end"))
+        parts.append(text_at(frame.left - 7, y + 4, short(value), "end"))
     own = sorted({x for line in lines for x, _ in line.points})
     own = own if len(own) <= 7 else log_ticks(*frame.x)
     for value in own if frame.log_x else ticks(*frame.x, count=4 if frame.width < 500 else 7):
-        parts.append(_text(frame.to_x(value), floor + 17, short(value), "middle"))
+        parts.append(text_at(frame.to_x(value), floor + 17, short(value), "middle"))
     parts.append(f'<path class="axis" d="M{frame.left} {floor}H{edge}"/>')
-    parts.append(_text((frame.left + edge) / 2, frame.height - 5, x_label, "middle"))
-    parts.append(_text(4, 14, y_label, "start"))
+    parts.append(text_at((frame.left + edge) / 2, frame.height - 5, x_label, "middle"))
+    parts.append(text_at(4, 14, y_label, "start"))
     if right_label:
-        parts.append(_text(frame.width - 4, 14, right_label, "end"))
+        parts.append(text_at(frame.width - 4, 14, right_label, "end"))
         for value in (0.0, 0.25, 0.5, 0.75, 1.0):
-            parts.append(_text(edge + 7, frame.to_y(value, right=True) + 4, f"{value:.0%}", "start"))
+            parts.append(text_at(edge + 7, frame.to_y(value, right=True) + 4, f"{value:.0%}", "start"))
     parts += [_line(frame, line) for line in lines]
     parts += [_mark(frame, mark) for mark in marks]
     return "".join(parts)
@@ -264,7 +234,7 @@ def _mark(frame: Frame, mark: Mark) -> str:
     edge = frame.width - frame.right
     if mark.x is None and mark.y is not None:
         y = frame.to_y(mark.y)
-        return f'<path class="level" d="M{frame.left} {y:.1f}H{edge}"/>' + _text(
+        return f'<path class="level" d="M{frame.left} {y:.1f}H{edge}"/>' + text_at(
             frame.left + 5, y - 5 if y > 44 else y + 14, mark.label, "start", "note"
         )
     if mark.x is None or not frame.x[0] <= mark.x <= frame.x[1]:
@@ -276,11 +246,12 @@ def _mark(frame: Frame, mark: Mark) -> str:
         side, anchor = edge, "end"
     if mark.y is None:
         line = f'<path class="level" d="M{x:.1f} 30V{frame.floor}"/>'
-        return line + _text(side, frame.floor - 7, mark.label, anchor, "note")
+        return line + text_at(side, frame.floor - 7, mark.label, anchor, "note")
     y = frame.to_y(mark.y)
     ring = f'<circle class="ring" cx="{x:.1f}" cy="{y:.1f}" r="6"/>'
-    return ring + _text(side, y - 11 if y > 66 else y + 20, mark.label, anchor, "note strong")
+    return ring + text_at(side, y - 11 if y > 66 else y + 20, mark.label, anchor, "note strong")
 
 
-def _text(x: float, y: float, text: str, anchor: str, style: str = "tick") -> str:
+def text_at(x: float, y: float, text: str, anchor: str, style: str = "tick") -> str:
+    """A line of text in a chart; anchor is "start", "middle" or "end"."""
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

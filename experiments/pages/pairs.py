@@ -16,7 +16,7 @@ class Row(NamedTuple):
 
     Attributes:
       setting: task, metric, pattern and asked sparsity.
-      name: `Run.name`.
+      name: `Run.name`, without what all coupled runs of the study have (`in_common`).
       rows: of the target task that were trained on.
       runs: in order of their seeds.
       scores: seed to the score at the last step.
@@ -74,15 +74,36 @@ def mean_of(values: Sequence[float]) -> Mean:
 def study_rows(runs: Sequence[Run]) -> dict[Setting, list[Row]]:
     """Runs by setting, number of target rows and name. Runs of one seed that differ in something else are averaged."""
     found: dict[Setting, list[Row]] = {}
+    shared = in_common(runs)
     for setting, names in group_runs(runs).items():
         rows = []
         for name, members in names.items():
+            short = _without(name, shared)
             for count in sorted({_rows_of(run) for run in members}):
                 same = [run for run in members if _rows_of(run) == count]
-                rows.append(Row(setting, name, count, same, _by_seed(same, "last"), _by_seed(same, "dense")))
-        order = list(names)
+                rows.append(Row(setting, short, count, same, _by_seed(same, "last"), _by_seed(same, "dense")))
+        order = [_without(name, shared) for name in names]
         found[setting] = sorted(rows, key=lambda row: (row.rows, order.index(row.name)))
     return found
+
+
+def in_common(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Of what stands in the brackets of names, that which all coupled runs have, where there are several kinds."""
+    names = dict.fromkeys(run.name for run in runs if not run.name.startswith(f"{run.method}, alone"))
+    parts = [_brackets(name)[1] for name in names]
+    return tuple(part for part in parts[0] if all(part in each for each in parts)) if len(parts) > 1 else ()
+
+
+def _brackets(name: str) -> tuple[str, list[str]]:
+    """A name's beginning, and the parts of what stands in brackets behind it."""
+    begin, _, rest = name.partition(" (")
+    return begin, [part for part in rest.removesuffix(")").split(", ") if part]
+
+
+def _without(name: str, shared: Sequence[str]) -> str:
+    begin, parts = _brackets(name)
+    kept = [part for part in parts if part not in shared]
+    return f"{begin} ({', '.join(kept)})" if kept else begin
 
 
 def alone(row: Row, rows: Sequence[Row]) -> Row | None:

@@ -7,13 +7,14 @@ from html import escape
 from pathlib import Path
 
 from experiments.pages import text as words
-from experiments.pages.charts import Dot, Line, dot_chart, line_chart
+from experiments.pages.charts import Chart
 from experiments.pages.compare import colours_of, link_to
 from experiments.pages.data import Run, Setting, differing_settings
 from experiments.pages.html import bullets, details, page, paragraphs, section, table
 from experiments.pages.markdown import markdown_table
-from experiments.pages.pairs import Mean, Overlap, Row, alone, gap, mean_of, overlaps, study_rows
+from experiments.pages.pairs import Mean, Overlap, Row, alone, gap, in_common, mean_of, overlaps, study_rows
 from experiments.pages.structure_pictures import average, picture, read_structure
+from experiments.pages.study_charts import study_charts
 from experiments.pages.write import write_files
 from kaprune_jax.deploy.masks import Structure
 
@@ -43,6 +44,9 @@ _ABOUT_LEFT = (
 def write_study(out: Path, runs: Sequence[Run], missing: Sequence[Path] = ()) -> Path:
     """Writes `study.html` and `study.md` of the cells that have a result; those without are counted.
 
+    The charts of the page are SVG files beside it too: `scores-TASK-PATTERN-SPARSITY.svg`, and `gains-...`, which are
+    over the runs without auxiliary task.
+
     Args:
       out: where to; made if it is not there.
       runs: the finished cells.
@@ -58,8 +62,11 @@ def write_study(out: Path, runs: Sequence[Run], missing: Sequence[Path] = ()) ->
     groups = study_rows(runs)
     pairs = overlaps([row for rows in groups.values() for row in rows], structures)
     notes = _notes(groups, len(runs) + len(missing), len(missing))
-    html = _page(out, runs, missing, groups, structures, pairs, notes)
-    write_files(out, {"study.md": _markdown(groups, pairs, notes, _commands(runs)), "study.html": html})
+    colours = colours_of(list({row.name for rows in groups.values() for row in rows}))
+    charts = {setting: study_charts(setting, rows, colours) for setting, rows in groups.items()}
+    html = _page(out, runs, missing, groups, structures, pairs, notes, charts)
+    texts = {"study.md": _markdown(groups, pairs, notes, _commands(runs)), "study.html": html}
+    write_files(out, texts | {name: chart.file() for drawn in charts.values() for name, chart in drawn.items()})
     return out / "study.html"
 
 
@@ -71,12 +78,12 @@ def _page(
     structures: Mapping[Path, Structure],
     pairs: Mapping[float, list[Overlap]],
     notes: Sequence[str],
+    charts: Mapping[Setting, Mapping[str, Chart]],
 ) -> str:
-    colours = colours_of(list({run.name for run in runs}))
     parts = [
         section(
             words.name_setting(setting),
-            _chart(setting, rows, colours),
+            "".join(chart.figure() for chart in charts[setting].values()),
             table(HEADER, table_rows(rows)),
             paragraphs(_without_bars(rows), "note"),
             _left(rows, structures),
@@ -143,34 +150,6 @@ def overlap_rows(found: Sequence[Overlap]) -> list[tuple[str, ...]]:
     ]
 
 
-def _chart(setting: Setting, rows: Sequence[Row], colours: Mapping[str, str]) -> str:
-    names, counts = list(dict.fromkeys(row.name for row in rows)), sorted({row.rows for row in rows})
-    dense: dict[float, Mean] = {}
-    for row in rows:
-        if row.name.endswith(", alone"):
-            dense.setdefault(row.rows, mean_of([*row.dense.values()]))
-    label = f"{setting.metric}, last step, mean ± standard error over seeds"
-    if len(counts) == 1:
-        means = [(row.name, mean_of([*row.scores.values()]), colours[row.name]) for row in rows]
-        dots = [Dot(f"{_four(m.mean)}, n = {m.n}: {name}", m.mean, m.error, style) for name, m, style in means]
-        return dot_chart(dots, title=f"{setting.metric}, {words.name_setting(setting)}", label=label)
-    means = [(count, dense[count].mean) for count in counts if count in dense]
-    lines = [Line("dense teacher of the runs alone", means, "dashed")] if dense else []
-    for number, name in enumerate(names):
-        own = [(row.rows, mean_of([*row.scores.values()])) for row in rows if row.name == name]
-        points, errors = [(x, value.mean) for x, value in own], [value.error for _, value in own]
-        shift = 6.0 * (number - (len(names) - 1) / 2)
-        lines.append(Line(name, points, colours[name], dots=True, errors=errors, shift=shift))
-    return line_chart(
-        lines,
-        title=f"{setting.metric} of the last step against target rows, {words.name_setting(setting)}",
-        x_label="rows of the target task" + ", log scale" * (counts[-1] >= 4 * counts[0] > 0),
-        y_label=label,
-        log_x=counts[-1] >= 4 * counts[0] > 0,
-        ceiling=1.0,
-    )
-
-
 def _left(rows: Sequence[Row], structures: Mapping[Path, Structure]) -> str:
     """What is left on average, for each number of target rows; folded away where there are several."""
     found: dict[float, list[str]] = {}
@@ -193,6 +172,8 @@ def _notes(groups: Mapping[Setting, list[Row]], cells: int, missing: int) -> lis
     """What a reader must know before believing the figures."""
     found = [f"Left out, without a result yet: {missing} of {_plural(cells, 'cell')}."] if missing else []
     found += [] if cells else ["There are no cells."]
+    if shared := in_common([run for each in groups.values() for row in each for run in row.runs]):
+        found.append(f"All coupled runs have {', '.join(shared)}.")
     rows = [row for each in groups.values() for row in each]
     short_of = [
         run for row in rows for run in row.runs

@@ -166,8 +166,56 @@ def test_one_number_of_rows_is_a_chart_of_dots(tmp_path):
             folders.append(tmp_path / f"{coupling}-{seed}")
             make_cell(folders[-1], coupling=coupling, seed=seed, last=0.7 + 0.02 * seed)
     text = Page(write_cells(tmp_path, folders).read_text("utf-8")).text
-    assert "0.7100, n = 2: cofi, joint with mnli" in text
+    assert all(part in text for part in ("cofi, joint with mnli", "0.7100, n = 2"))
     assert "against target rows" not in text
+
+
+def test_the_picture_of_gains_is_to_scale(tmp_path):
+    scores, _, folders = make_study(tmp_path)
+    html = write_cells(tmp_path / "out", folders).read_text("utf-8")
+    names = ["gains-rte-element-80.svg", "scores-rte-element-80.svg", "study.html", "study.md"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == names
+    svg = (tmp_path / "out" / names[0]).read_text("utf-8")
+    texts = re.findall(r'<text class="tick" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]*)</text>', svg)
+    ticks = [(float(x), float(text)) for x, _, anchor, text in texts if re.fullmatch(r"-?[\d.]+", text)]
+    scale = np.polyfit(*zip(*ticks, strict=True), 1)
+    drawn = re.findall(
+        r'<g class="[^"]*">(?:<path class="line" d="M([\d.]+) \d+H([\d.]+)"/>)?<circle class="dot" cx="([\d.]+)"', svg
+    )
+    beside = [text for *_, anchor, text in texts if anchor != "middle"]
+    found = {}
+    for name, says, ends in zip(beside[::2], beside[1::2], drawn, strict=True):
+        found[name] = says, *(float(np.polyval(scale, float(x))) if x else None for x in ends)
+    assert list(found) == ["100 rows: joint with mnli", "100 rows: surgery with mnli", "1,000 rows: joint with mnli"]
+    for (coupling, rows), values in scores.items():
+        if coupling != "none":
+            gaps = 100 * (np.array(values) - np.array(scores["none", rows])[: len(values)])
+            says, low, high, middle = found[f"{rows:,} rows: {coupling} with mnli"]
+            assert middle == pytest.approx(gaps.mean(), abs=0.05)
+            assert says.endswith(f"n = {len(values)}")
+            if len(values) > 1:
+                assert (high - low) / 2 == pytest.approx(gaps.std(ddof=1) / math.sqrt(len(values)), abs=0.05)
+            else:
+                assert low is high is None
+    assert "surgery" not in (tmp_path / "out" / names[1]).read_text("utf-8")  # which has one number of rows
+    assert html.count('<svg class="wide"') == 2
+
+
+def test_what_all_coupled_runs_have_is_said_once(tmp_path):
+    folders = [tmp_path / name for name in ("alone", "joint", "weights", "other")]
+    for folder, share, rows in zip(folders, ("both", "both", "weights", "both"), (None, 500, 500, 900), strict=True):
+        make_cell(folder, coupling="joint" if rows else "none", share=share, last=0.7)
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        (folder / "config.json").write_text(json.dumps(config | {"auxiliary_rows": rows}), "utf-8")
+    write_cells(tmp_path, folders[:3])
+    text = (tmp_path / "study.md").read_text("utf-8")
+    assert text.startswith("- All coupled runs have auxiliary rows 500.\n")
+    names = ["cofi, alone", "cofi, joint with mnli", "cofi, joint with mnli (share weights)"]
+    assert [row[0] for row in tables(text)["rte, element, 80.0 % asked"][1:]] == names
+    write_cells(tmp_path, folders)
+    text = (tmp_path / "study.md").read_text("utf-8")
+    assert "All coupled runs" not in text
+    assert "cofi, joint with mnli (share weights, auxiliary rows 500)" in text
 
 
 def test_settings_of_the_coupling_are_not_averaged_together(tmp_path):
