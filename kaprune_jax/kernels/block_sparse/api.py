@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kaprune_jax.kernels.block_sparse import pallas_mosaic_gpu, pallas_tpu, reference, xla
+from kaprune_jax.kernels.block_sparse import reference, xla
 from kaprune_jax.kernels.block_sparse.epilogue import Activation, Epilogue, check_activation
 from kaprune_jax.kernels.block_sparse.format import BlockPanels
 
@@ -84,8 +84,12 @@ def matmul_features_major(
     if chosen == "xla":
         return xla.matmul(*arguments)
     if chosen == "tpu":
+        from kaprune_jax.kernels.block_sparse import pallas_tpu  # Pallas takes as long to import as half of JAX
+
         return pallas_tpu.matmul(*arguments, interpret=interpret)
     if chosen == "mosaic_gpu":
+        from kaprune_jax.kernels.block_sparse import pallas_mosaic_gpu
+
         return pallas_mosaic_gpu.matmul(*arguments, interpret=interpret)
     return reference.matmul(*arguments)
 
@@ -132,6 +136,8 @@ def ffn_features_major(
         raise ValueError(f"up has {up.shape[1]} outputs, and down {down.shape[0]} inputs")
     if choose_backend(backend, up, down, dtype=xt.dtype, interpret=interpret) == "tpu":
         first = Epilogue(_column(up_bias, up), activation)
+        from kaprune_jax.kernels.block_sparse import pallas_tpu
+
         second = Epilogue(_column(down_bias, down), residual=residual)
         return pallas_tpu.ffn(xt, up, down, first, second, interpret=interpret)
     units = matmul_features_major(xt, up, up_bias, activation=activation, backend=backend, interpret=interpret)
