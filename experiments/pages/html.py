@@ -136,7 +136,9 @@ def _score_chart(run: Run, phase: str = "") -> str:
         dense, target, best = run.figure("dense"), run.figure("target_step"), run.figure("best_step")
         marks += [Mark(None, dense, f"teacher {words.score(dense)}")] if math.isfinite(dense) else []
         marks += [Mark(target, None, f"target reached, step {target:,.0f}")] if math.isfinite(target) else []
-        level = next((y for x, y in scores if x == best), run.figure("pruned"))
+        # Before and after structures are cut out there are two scores at one step.
+        pruned = run.figure("pruned")
+        level = min((y for x, y in scores if x == best), key=lambda y: abs(y - pruned), default=pruned)
         marks += [Mark(best, level, f"best {words.score(level)}")] if math.isfinite(best) else []
     return line_chart(
         lines,

@@ -114,6 +114,13 @@ def test_run_page_says_the_numbers(tmp_path):
     assert f"{100 * sparsity['encoder/layers/2/ffn/up/kernel']:.1f}<" in rows[2][1]
 
 
+def test_the_best_point_is_that_of_the_delivered_model(tmp_path):
+    run = make_run(tmp_path / "run", pruned=0.77, best_step=300)
+    with (run / "metrics.jsonl").open("a") as records:  # closed at that step and scored anew
+        records.write(json.dumps({"kind": "eval", "phase": "after", "step": 300, "score": 0.77}) + "\n")
+    assert "best 0.770" in Page(write_report(run).read_text("utf-8")).text
+
+
 def test_pictures_show_first_middle_and_last_layer(tmp_path):
     page = Page(write_report(make_run(tmp_path / "run", hidden=128)).read_text("utf-8"))
     sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
