@@ -1,29 +1,33 @@
 """Answers of a saved model to the rows of a file: `python -m experiments.predict RUN_OR_MODEL FILE`.
 
 Where the file has labels, or right answers, the model's score on them is printed too. --out keeps every answer beside
-its texts. Exit codes: 0 done; 2 bad input.
+its texts. Exit codes: 0 done; 2 bad input; 130 interrupted.
 """
 
 import argparse
 import csv
+import io
 import json
+import math
 import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.config.flags import Parser
-from kaprune_jax._errors import InputError
+from experiments.pages.write import write_files
+from kaprune_jax._errors import InputError, one_line
 
 if TYPE_CHECKING:
     from experiments.inference.asked import Asked
-    from kaprune_jax.deploy.model import Prediction
+    from kaprune_jax.deploy.model import Model, Prediction
 
 _SHOWN = 5
 """Rows that are printed where no file keeps them."""
+_SHORTEST = 8
+"""Fewest tokens of a row."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,12 +46,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help=".txt, a text on each line; .tsv, .csv or .jsonl; .json of questions; also with .gz",
     )
     parser.add_argument("--text", help="one text column or two, comma-separated [those of the training rows]")
-    parser.add_argument("--label", help="label column [that of the training rows, if the file has it]")
+    parser.add_argument("--label", help="label column, '' for none [that of the training rows, if there]")
     parser.add_argument("--batch-size", type=int, default=32, help="rows at a time, >= 1 [32]")
     parser.add_argument("--max-length", type=int, help="tokens that rows are cut to, >= 8 [as in training]")
     parser.add_argument("--out", help="new file for all answers, .csv or .jsonl [none; some are printed]")
     settings = parser.parse_args(arguments)
-    for name, least in (("batch_size", 1), ("max_length", 8)):
+    for name, least in (("batch_size", 1), ("max_length", _SHORTEST)):
         value = getattr(settings, name)
         if value is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} {value}: a whole number >= {least} is needed")
@@ -68,29 +72,48 @@ def run(settings: argparse.Namespace) -> dict[str, float]:
     Raises:
       InputError: no such model or file, or rows that do not fit the model.
     """
-    from experiments.inference.asked import read_asked, score_asked
+    from experiments.inference.asked import check_columns, read_asked, score_asked
     from kaprune_jax.deploy.folder import load
 
     model = load(settings.model)
     if not model.config.num_logits:
         raise InputError(f"{settings.model}: a model with the head of a task is needed, not {model.config.head}")
     asked = read_asked(model, Path(settings.file), text=settings.text, label=settings.label)
-    trained, cut = model.details.get("recipe"), {"max_length": settings.max_length}
-    if settings.max_length is None and isinstance(trained, dict):  # as it was trained and scored
-        cut = {name: trained[name] for name in ("max_length", "stride") if isinstance(trained.get(name), int)}
-    rows = [row[0] if len(row) == 1 else row for row in asked.texts]
-    given = model.predict(rows, batch_size=settings.batch_size, **cut)
-    scores = score_asked(model, asked, given, settings.file)
     if settings.out:
-        _write(Path(settings.out), asked, given)
+        check_columns(asked)
+    rows = [row[0] if len(row) == 1 else row for row in asked.texts]
+    cut: dict[str, Any] = {"max_length": settings.max_length} if settings.max_length else _as_trained(model)
+    given = model.predict(rows, batch_size=settings.batch_size, **cut)
+    for name, each in zip(asked.names, given, strict=True):
+        values = [*each.probabilities.values(), each.score, each.label]
+        if not all(math.isfinite(value) for value in values if isinstance(value, float)):
+            raise InputError(f"{settings.model}: its answer to row {name} of {settings.file} is no finite number")
+    scores = score_asked(model, asked, given)
+    if settings.out:
+        out = Path(settings.out)
+        write_files(out.absolute().parent, {out.name: _table(out.suffix, asked, given)})
     else:
         for name, row, each in list(zip(asked.names, asked.texts, given, strict=True))[:_SHOWN]:
-            print(f"row {name}: {_shown(each)}  {' | '.join(row):.80}")
-    print(f"{len(given)} rows of {settings.file}{_classes(given)}{f', in {settings.out}' if settings.out else ''}")
-    for number, (name, value) in enumerate(scores.items()):
-        error = (value * (1 - value) / len(given)) ** 0.5
-        print(f"{name} {value:.4f}{f' ± {error:.4f} (standard error)' if not number and name == 'accuracy' else ''}")
+            say(f"row {name}: {_shown(each)}  {' '.join(' | '.join(row).split()):.80}")
+    say(f"{len(given)} rows of {settings.file}{_classes(given)}{f', in {settings.out}' if settings.out else ''}")
+    for name, value in scores.items():
+        error = (value * (1 - value) / len(given)) ** 0.5 if name == "accuracy" else 0.0
+        say(f"{name} {value:.4f}{f' ± {error:.4f} (standard error)' if error else ''}")
     return scores
+
+
+def _as_trained(model: "Model") -> dict[str, int]:
+    """The length that rows were cut to in training, and how windows overlapped, as far as the folder tells."""
+    recipe = model.details.get("recipe")
+    found = {name: recipe.get(name) for name in ("max_length", "stride")} if isinstance(recipe, dict) else {}
+    if type(length := found.get("max_length")) is not int or length < _SHORTEST:
+        return {}
+    return {name: value for name, value in found.items() if type(value) is int and 0 <= value < length + 1}
+
+
+def say(line: str) -> None:
+    """Prints a line in which signs that a terminal would obey are written as escapes."""
+    print("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line))
 
 
 def _shown(each: "Prediction") -> str:
@@ -107,48 +130,36 @@ def _classes(given: Sequence["Prediction"]) -> str:
     return ": " + ", ".join(f"{counts[name]} {name}" for name in given[0].probabilities)
 
 
-def _write(out: Path, asked: "Asked", given: Sequence["Prediction"]) -> None:
-    """All rows, or no file: row, texts, label if there is one, prediction, and how sure the model is."""
-    records = []
+def _table(ending: str, asked: "Asked", given: Sequence["Prediction"]) -> str:
+    """All rows: row, texts, label if there is one, prediction, and how sure the model is."""
+    text, writer = io.StringIO(), None
     for number, (name, row, each) in enumerate(zip(asked.names, asked.texts, given, strict=True)):
         record: dict[str, Any] = {"row": name, **dict(zip(asked.columns, row, strict=True))}
-        if asked.labels:
-            record["label"] = asked.labels[number]
+        if asked.label:
+            record[asked.label] = asked.labels[number]
         record["prediction"] = each.label
-        if each.probabilities:
-            record["probability"] = max(each.probabilities.values())
-        elif each.score is not None:
-            record["probability"] = each.score
-        records.append((record, each.probabilities))
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", newline="", dir=out.absolute().parent, prefix=f".{out.name}-", delete=False
-    ) as file:
-        try:
-            if out.suffix == ".csv":
-                writer = csv.DictWriter(file, list(records[0][0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(record for record, _ in records)
-            else:
-                for record, shares in records:
-                    file.write(json.dumps({**record, **({"probabilities": shares} if shares else {})}) + "\n")
-            file.flush()
-            os.chmod(file.name, 0o644)
-            os.rename(file.name, out)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        if each.probabilities or each.score is not None:
+            record["probability"] = each.score if each.score is not None else max(each.probabilities.values())
+        if ending == ".jsonl":
+            shares = {"probabilities": each.probabilities} if each.probabilities else {}
+            text.write(json.dumps(record | shares) + "\n")
+            continue
+        if writer is None:
+            writer = csv.DictWriter(text, list(record), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(record)
+    return text.getvalue()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     try:
         run(parse(arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -87,7 +87,8 @@ class Chart(NamedTuple):
             f'<svg class="{name}" role="img" viewBox="0 0 {frame.width} {frame.height}">{parts}</svg>'
             for name, (frame, parts) in (("wide", self.wide), ("narrow", self.narrow))
         )
-        return f'<figure class="chart"><ul class="legend">{names}</ul>{drawn}</figure>'
+        legend = f'<ul class="legend">{names}</ul>' if names else ""
+        return f'<figure class="chart">{legend}{drawn}</figure>'
 
     def file(self) -> str:
         """An SVG file of its own, the legend below, for a README or a slide."""

@@ -62,10 +62,21 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         """The method, how it was coupled, its recipe and what it was changed to: what is compared."""
+        return self.name_without()
+
+    def name_without(self, shared: Sequence[str] = ()) -> str:
+        """The name, of a run with auxiliary tasks without some of its `coupling_parts`."""
         if isinstance(coupling := self.config.get("coupling"), str):
-            return f"{self.method}, {_name_coupling(coupling, self.config)}"
+            kept = [part for part in self.coupling_parts if coupling == "none" or part not in shared]
+            brackets = f" ({', '.join(kept)})" if kept else ""
+            return f"{self.method}, {_name_coupling(coupling, self.config)}{brackets}"
         parts = [self.method, *(["paper's recipe"] if self.config.get("recipe") == "paper" else []), *_changes(self)]
         return ", ".join(parts)
+
+    @property
+    def coupling_parts(self) -> list[str]:
+        """How a run is coupled otherwise than by default: what its name has in brackets."""
+        return _coupling_parts(str(self.config.get("coupling")), self.config)
 
     @property
     def ranked_by(self) -> str:
@@ -237,22 +248,25 @@ def _preset_of(run: Run) -> Preset:
 
 
 def _name_coupling(coupling: str, config: dict[str, Any]) -> str:
-    """How a run was coupled and with what; what is not as by default, in brackets."""
+    """How a run was coupled and with what."""
+    if coupling == "none":
+        return "alone"
+    return (
+        f"{coupling} with {' + '.join(part.split('=', 1)[0] for part in str(config.get('auxiliary', '?')).split(','))}"
+    )
+
+
+def _coupling_parts(coupling: str, config: dict[str, Any]) -> list[str]:
     telling = [] if coupling == "none" else _TELLING + _OF_SURGERY * (coupling == "surgery")
     found = [(name, config[name]) for name in telling if config.get(name, _DEFAULTS[name]) != _DEFAULTS[name]]
     if config.get("init_from"):
         found.append(("gates", "voted"))
         rate = config.get("vote_rate", _DEFAULTS["vote_rate"])
         found += [("vote_rate", rate)] * (rate != _DEFAULTS["vote_rate"])
-    shown = [
+    return [
         f"{name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else str(value).replace(',', '+')}"
         for name, value in found
     ]
-    brackets = f" ({', '.join(shown)})" if shown else ""
-    if coupling == "none":
-        return f"alone{brackets}"
-    others = " + ".join(part.split("=", 1)[0] for part in str(config.get("auxiliary", "?")).split(","))
-    return f"{coupling} with {others}{brackets}"
 
 
 def _sortable(value: float) -> float:

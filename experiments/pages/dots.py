@@ -1,6 +1,7 @@
 """Values with error bars, one below the other on a common scale, as inline SVG. No script."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
@@ -23,7 +24,7 @@ class Dot(NamedTuple):
 
 
 def draw_dots(dots: Sequence[Dot], *, title: str, label: str, zero: bool = False) -> Chart | None:
-    """A chart, or None where there is nothing to draw. Names are beside the bars, or above them in the narrow form.
+    """A chart, or None where there is nothing to draw. Names are beside the bars, or above them where there is no room.
 
     Args:
       dots: from top to bottom; those whose value is not finite are left out.
@@ -38,14 +39,19 @@ def draw_dots(dots: Sequence[Dot], *, title: str, label: str, zero: bool = False
     ends = [dot.value + sign * error for dot, error in zip(dots, errors, strict=True) for sign in (-1, 1)]
     x = pad(min([*ends, 0.0] if zero else ends), max([*ends, 0.0] if zero else ends), share=0.1)
     left = 30.0 + _LETTER * (max(len(dot.name) for dot in dots) + max(len(dot.says) for dot in dots))
-    wide = Frame(720, 24 * len(dots) + 52, int(min(left, 530)), 18, x, (0, 1), False)
-    narrow = Frame(360, 54 * len(dots) + 52, 10, 10, x, (0, 1), False)
-    parts = [_draw(frame, list(zip(dots, errors, strict=True)), title, label, zero) for frame in (wide, narrow)]
-    return Chart((wide, parts[0]), (narrow, parts[1]), [])
+    forms = []
+    for width in (720, 360):
+        beside = width > 500 and left <= 0.74 * width
+        names = [[dot.name] if beside else textwrap.wrap(dot.name, int((width - 20) / _LETTER)) for dot in dots]
+        step = 24 if beside else 38 + 15 * max(map(len, names))
+        frame = Frame(width, step * len(dots) + 52, int(left) if beside else 10, 18, x, (0, 1), False)
+        forms.append((frame, _draw(frame, list(zip(dots, names, errors, strict=True)), step, title, label, zero)))
+    return Chart(forms[0], forms[1], [])
 
 
-def _draw(frame: Frame, dots: Sequence[tuple[Dot, float]], title: str, label: str, zero: bool) -> str:
-    beside = frame.width > 500
+def _draw(
+    frame: Frame, dots: Sequence[tuple[Dot, list[str], float]], step: int, title: str, label: str, zero: bool
+) -> str:
     middle = min((frame.left + frame.width - frame.right) / 2, frame.width - 4 - _LETTER * len(label) / 2)
     parts = [f"<title>{escape(title)}</title>", text_at(middle, frame.height - 7, label, "middle")]
     for value in ticks(*frame.x, count=5):
@@ -53,14 +59,15 @@ def _draw(frame: Frame, dots: Sequence[tuple[Dot, float]], title: str, label: st
         parts.append(text_at(frame.to_x(value), frame.floor + 17, short(value), "middle"))
     if zero:
         parts.append(f'<path class="axis" d="M{frame.to_x(0.0):.1f} 4V{frame.floor}"/>')
-    for number, (dot, error) in enumerate(dots):
-        x, y = frame.to_x(dot.value), 24 * number + 16 if beside else 54 * number + 46
+    for number, (dot, name, error) in enumerate(dots):
+        x, y = frame.to_x(dot.value), step * (number + 1) - 8
         ends = frame.to_x(dot.value - error), frame.to_x(dot.value + error)
         bar = f'<path class="line" d="M{ends[0]:.1f} {y}H{ends[1]:.1f}"/>' if error else ""
-        if beside:
+        if frame.left > 10:  # beside the bars
             parts.append(text_at(10, y + 4, dot.name, "start"))
             parts.append(text_at(frame.left - 12, y + 4, dot.says, "end"))
         else:
-            parts += [text_at(10, y - 26, dot.name, "start"), text_at(10, y - 11, dot.says, "start")]
+            lines = [*name, dot.says]
+            parts += [text_at(10, y - 11 - 15 * up, line, "start") for up, line in enumerate(reversed(lines))]
         parts.append(f'<g class="{dot.style}">{bar}<circle class="dot" cx="{x:.1f}" cy="{y}" r="5"/></g>')
     return "".join(parts)

@@ -76,34 +76,22 @@ def study_rows(runs: Sequence[Run]) -> dict[Setting, list[Row]]:
     found: dict[Setting, list[Row]] = {}
     shared = in_common(runs)
     for setting, names in group_runs(runs).items():
-        rows = []
-        for name, members in names.items():
-            short = _without(name, shared)
+        rows, order = [], []
+        for members in names.values():
+            name = members[0].name_without(shared)
+            order.append(name)
             for count in sorted({_rows_of(run) for run in members}):
                 same = [run for run in members if _rows_of(run) == count]
-                rows.append(Row(setting, short, count, same, _by_seed(same, "last"), _by_seed(same, "dense")))
-        order = [_without(name, shared) for name in names]
+                rows.append(Row(setting, name, count, same, _by_seed(same, "last"), _by_seed(same, "dense")))
         found[setting] = sorted(rows, key=lambda row: (row.rows, order.index(row.name)))
     return found
 
 
 def in_common(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Of what stands in the brackets of names, that which all coupled runs have, where there are several kinds."""
-    names = dict.fromkeys(run.name for run in runs if not run.name.startswith(f"{run.method}, alone"))
-    parts = [_brackets(name)[1] for name in names]
-    return tuple(part for part in parts[0] if all(part in each for each in parts)) if len(parts) > 1 else ()
-
-
-def _brackets(name: str) -> tuple[str, list[str]]:
-    """A name's beginning, and the parts of what stands in brackets behind it."""
-    begin, _, rest = name.partition(" (")
-    return begin, [part for part in rest.removesuffix(")").split(", ") if part]
-
-
-def _without(name: str, shared: Sequence[str]) -> str:
-    begin, parts = _brackets(name)
-    kept = [part for part in parts if part not in shared]
-    return f"{begin} ({', '.join(kept)})" if kept else begin
+    """How all runs with auxiliary tasks are coupled otherwise than by default, where they are of several kinds."""
+    parts = {run.name: run.coupling_parts for run in runs if run.config.get("coupling") not in (None, "none")}
+    every = list(parts.values())
+    return tuple(part for part in every[0] if all(part in each for each in every)) if len(every) > 1 else ()
 
 
 def alone(row: Row, rows: Sequence[Row]) -> Row | None:

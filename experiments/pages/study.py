@@ -1,6 +1,5 @@
 """The finished cells of a study to `study.html`, a page that needs nothing else, and `study.md`."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -14,7 +13,7 @@ from experiments.pages.html import bullets, details, page, paragraphs, section, 
 from experiments.pages.markdown import markdown_table
 from experiments.pages.pairs import Mean, Overlap, Row, alone, gap, in_common, mean_of, overlaps, study_rows
 from experiments.pages.structure_pictures import average, picture, read_structure
-from experiments.pages.study_charts import study_charts
+from experiments.pages.study_charts import drawn_names, study_charts
 from experiments.pages.write import write_files
 from kaprune_jax.deploy.masks import Structure
 
@@ -44,8 +43,8 @@ _ABOUT_LEFT = (
 def write_study(out: Path, runs: Sequence[Run], missing: Sequence[Path] = ()) -> Path:
     """Writes `study.html` and `study.md` of the cells that have a result; those without are counted.
 
-    The charts of the page are SVG files beside it too: `scores-TASK-PATTERN-SPARSITY.svg`, and `gains-...`, which are
-    over the runs without auxiliary task.
+    The charts of the page are SVG files beside it too: `scores-TASK-METRIC-PATTERN-SPARSITY.svg`, and `gains-...`, over
+    the runs without auxiliary task.
 
     Args:
       out: where to; made if it is not there.
@@ -63,7 +62,7 @@ def write_study(out: Path, runs: Sequence[Run], missing: Sequence[Path] = ()) ->
     pairs = overlaps([row for rows in groups.values() for row in rows], structures)
     notes = _notes(groups, len(runs) + len(missing), len(missing))
     colours = colours_of(list({row.name for rows in groups.values() for row in rows}))
-    charts = {setting: study_charts(setting, rows, colours) for setting, rows in groups.items()}
+    charts = study_charts(groups, colours)
     html = _page(out, runs, missing, groups, structures, pairs, notes, charts)
     texts = {"study.md": _markdown(groups, pairs, notes, _commands(runs)), "study.html": html}
     write_files(out, texts | {name: chart.file() for drawn in charts.values() for name, chart in drawn.items()})
@@ -84,6 +83,7 @@ def _page(
         section(
             words.name_setting(setting),
             "".join(chart.figure() for chart in charts[setting].values()),
+            paragraphs(_not_drawn(rows), "note"),
             table(HEADER, table_rows(rows)),
             paragraphs(_without_bars(rows), "note"),
             _left(rows, structures),
@@ -133,7 +133,7 @@ def table_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
         error = f"± {score.error:.4f}" if score.n > 1 else "n = 1: no error bar" if score.n else "–"
         seeds = f"{score.n} ({', '.join(map(words.count, row.scores))})" if score.n else "0"
         count = words.count(row.rows) if row.rows >= 0 else "–"
-        found.append((row.name, count, seeds, _four(score.mean), error, _four(dense.mean), difference, wins))
+        found.append((row.name, count, seeds, words.four(score.mean), error, words.four(dense.mean), difference, wins))
     return found
 
 
@@ -195,6 +195,13 @@ def _notes(groups: Mapping[Setting, list[Row]], cells: int, missing: int) -> lis
     return found
 
 
+def _not_drawn(rows: Sequence[Row]) -> list[str]:
+    drawn = drawn_names(rows)
+    if len(drawn) == len({row.name for row in rows}):
+        return []
+    return ["The lines are those of what was run with several numbers of rows; the gains below are those of all."]
+
+
 def _without_bars(rows: Iterable[Row]) -> list[str]:
     single = [f"{row.name} with {words.count(row.rows)} rows" for row in rows if len(row.scores) == 1]
     return [f"n = 1: no error bar: {'; '.join(single)}."] if single else []
@@ -233,10 +240,6 @@ def _asked(sparsity: float) -> str:
 
 def _plus_minus(value: Mean) -> str:
     return f" ± {100 * value.error:.1f} (n = {value.n})" if value.n > 1 else f" (n = {value.n})"
-
-
-def _four(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else "–"
 
 
 def _plural(number: int, word: str) -> str:

@@ -1,5 +1,6 @@
 """The two pictures of a study: scores against target rows, and what each coupling gains over pruning alone."""
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,24 +12,37 @@ from experiments.pages.dots import Dot, draw_dots
 from experiments.pages.pairs import Mean, Row, alone, gap, mean_of
 
 
-def study_charts(setting: Setting, rows: Sequence[Row], colours: Mapping[str, str]) -> dict[str, Chart]:
-    """The charts of a setting by the name of a file of their own, `scores-...` and `gains-...`."""
-    place = f"{setting.task} {setting.pattern} {100 * setting.sparsity:.6g}"
-    place = re.sub(r"[^a-z0-9]+", "-", place.lower()).strip("-")
-    found = {"scores": scores(setting, rows, colours), "gains": gains(setting, rows, colours)}
-    return {f"{name}-{place}.svg": chart for name, chart in found.items() if chart is not None}
+def study_charts(
+    groups: Mapping[Setting, Sequence[Row]], colours: Mapping[str, str]
+) -> dict[Setting, dict[str, Chart]]:
+    """The charts of each setting by the name of a file of their own, `scores-...` and `gains-...`, each name once."""
+    found: dict[Setting, dict[str, Chart]] = {}
+    taken: set[str] = set()
+    for setting, rows in groups.items():
+        asked = f"{100 * setting.sparsity:.6g}" if setting.sparsity >= 0 else "none"
+        place = f"{setting.task} {setting.metric} {setting.pattern} {asked}"
+        place = re.sub(r"[^a-z0-9]+", "-", place.lower()).strip("-")
+        numbered = (f"{place}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
+        place = next(name for name in numbered if name not in taken)
+        taken.add(place)
+        charts = {"scores": scores(setting, rows, colours), "gains": gains(setting, rows, colours)}
+        found[setting] = {f"{name}-{place}.svg": chart for name, chart in charts.items() if chart is not None}
+    return found
+
+
+def drawn_names(rows: Sequence[Row]) -> list[str]:
+    """Names that have several numbers of rows, which a line can be drawn of; all names where none has."""
+    names = [row.name for row in rows]
+    return [name for name in dict.fromkeys(names) if names.count(name) > 1] or list(dict.fromkeys(names))
 
 
 def scores(setting: Setting, rows: Sequence[Row], colours: Mapping[str, str]) -> Chart | None:
-    """Means of the last step against rows of the target, of all names that have several numbers of rows.
-
-    Where none has, all means one below the other.
-    """
+    """Means of the last step against rows of the target; with one number of rows one below the other."""
     counts = sorted({row.rows for row in rows})
     label = f"{setting.metric}, last step, mean ± standard error over seeds"
     if len(counts) == 1:
         means = [(row.name, mean_of([*row.scores.values()]), colours[row.name]) for row in rows]
-        dots = [Dot(name, f"{_four(m.mean)}, n = {m.n}", m.mean, m.error, style) for name, m, style in means]
+        dots = [Dot(name, f"{words.four(m.mean)}, n = {m.n}", m.mean, m.error, style) for name, m, style in means]
         return draw_dots(dots, title=f"{setting.metric}, {words.name_setting(setting)}", label=label)
     dense: dict[float, Mean] = {}
     for row in rows:
@@ -36,12 +50,12 @@ def scores(setting: Setting, rows: Sequence[Row], colours: Mapping[str, str]) ->
             dense.setdefault(row.rows, mean_of([*row.dense.values()]))
     means = [(count, dense[count].mean) for count in counts if count in dense]
     lines = [Line("dense teacher of the runs alone", means, "dashed")] if dense else []
-    every = [[row for row in rows if row.name == name] for name in dict.fromkeys(row.name for row in rows)]
-    several = [own for own in every if len(own) > 1] or every
-    for number, own in enumerate(several):
+    names = drawn_names(rows)
+    for number, name in enumerate(names):
+        own = [row for row in rows if row.name == name]
         values = [mean_of([*row.scores.values()]) for row in own]
         points = [(row.rows, value.mean) for row, value in zip(own, values, strict=True)]
-        name, shift = own[0].name, 6.0 * (number - (len(several) - 1) / 2)
+        shift = 6.0 * (number - (len(names) - 1) / 2)
         errors = [value.error for value in values]
         lines.append(Line(name, points, colours[name], dots=True, errors=errors, shift=shift))
     log = counts[-1] >= 4 * counts[0] > 0
@@ -58,12 +72,14 @@ def scores(setting: Setting, rows: Sequence[Row], colours: Mapping[str, str]) ->
 def gains(setting: Setting, rows: Sequence[Row], colours: Mapping[str, str]) -> Chart | None:
     """Differences to the runs alone, paired by seed, in points; None where nothing is coupled."""
     dots, several = [], len({row.rows for row in rows}) > 1
+    methods = {row.runs[0].method for row in rows}
     for row in rows:
         base = alone(row, rows)
         if base is None or not (found := gap(row, base)).difference.n:
             continue
         mean, error, n = found.difference
-        name = f"{words.count(row.rows)} rows: " * several + (row.name.partition(", ")[2] or row.name)
+        name = row.name.removeprefix(f"{row.runs[0].method}, ") if len(methods) == 1 else row.name
+        name = f"{words.count(row.rows)} rows: {name}" if several and row.rows >= 0 else name
         says = f"{words.points(mean)}{f' ± {100 * error:.1f}' if math.isfinite(error) else ''}, n = {n}"
         dots.append(Dot(name, says, 100 * mean, 100 * error, colours[row.name]))
     return draw_dots(
@@ -72,7 +88,3 @@ def gains(setting: Setting, rows: Sequence[Row], colours: Mapping[str, str]) -> 
         label="points over pruning alone, mean ± standard error",
         zero=True,
     )
-
-
-def _four(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else "–"

@@ -42,6 +42,11 @@ def score(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "–"
 
 
+def four(value: float) -> str:
+    """A score with four digits."""
+    return f"{value:.4f}" if math.isfinite(value) else "–"
+
+
 def percent(value: float) -> str:
     """A fraction in percent; close to 100 % with as many digits as it takes to tell it from 100 %."""
     if not math.isfinite(value):

@@ -196,6 +196,7 @@ def model_details(method: str, prepared: Prepared, planned: Plan, teacher: Model
     return {
         "task": prepared.data.name,
         "metrics": list(prepared.data.metrics),
+        "texts": len(prepared.data.train.texts[0]),
         **own,
         "method": method,
         "pattern": settings.pattern,

@@ -55,7 +55,7 @@ def read_rows(
 
 
 def column_names(path: Path) -> tuple[str, ...]:
-    """The fields of the first line: names of columns, or a row where there is no header; of JSONL the keys.
+    """The names of a file's columns, or its first row where it has no header; of JSONL the fields that any row has.
 
     Raises:
       InputError: as of `read_rows`.
@@ -63,8 +63,7 @@ def column_names(path: Path) -> tuple[str, ...]:
     content = read_content(_checked(path))
     if _ending(path) != ".jsonl":
         return tuple(name.strip() for name in next(_records(path, content))[1])
-    number, line = next(_lines(content))
-    return tuple(_object(path, number, line))
+    return tuple(dict.fromkeys(name for number, line in _lines(content) for name in _object(path, number, line)))
 
 
 def _checked(path: Path) -> Path:

@@ -11,13 +11,16 @@ import numpy as np
 
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
-from kaprune_jax.data.loader import encode, eval_batches
+from kaprune_jax.data.loader import collate, encode
 from kaprune_jax.data.rows import Rows
 from kaprune_jax.deploy.answers import answer
 from kaprune_jax.deploy.tokenizer import load_tokenizer
 from kaprune_jax.deploy.weights import fingerprint
 from kaprune_jax.models.bert import BertOutput, make_apply
 from kaprune_jax.models.config import BertConfig
+
+_MULTIPLE = 16
+"""Lengths are multiples of it: fewer shapes to compile for."""
 
 
 class Prediction(NamedTuple):
@@ -119,15 +122,21 @@ class Model:
         limit = min(max_length or self.config.max_position_embeddings, self.config.max_position_embeddings)
         logits = logits or functools.partial(self._logits, self.params)
         if self.config.head == "span":
-            sizes: dict[str, Any] = dict(batch_size=batch_size, max_length=limit, stride=stride, pad=pad)
-            return [Prediction(found.text, {}, found.score) for found in answer(pairs, self.tokenizer, logits, **sizes)]
+            options: dict[str, Any] = dict(batch_size=batch_size, max_length=limit, stride=stride, pad=pad)
+            answers = answer(pairs, self.tokenizer, logits, **options)
+            return [Prediction(found.text, {}, found.score) for found in answers]
         if not pairs:
             return []
+        if limit <= (special := self.tokenizer.num_special_tokens_to_add(pair=len(pairs[0]) == 2)):
+            raise InputError(f"predict: max_length={limit}; more than the {special} special tokens of a row are needed")
         data = encode(Rows(tuple(pairs), np.zeros(len(pairs), np.int32)), self.tokenizer, max_length=limit, pad=pad)
-        found = np.zeros((len(pairs), self.config.num_logits), np.float32)
-        for numbers, batch in eval_batches(data, batch_size=batch_size):
+        sizes = np.array([len(row) for row in data.input_ids])
+        order, found = np.argsort(sizes, kind="stable"), np.zeros((len(pairs), self.config.num_logits), np.float32)
+        for start in range(0, len(pairs), batch_size):
+            piece = order[start : start + batch_size]  # rows of like length
+            batch = collate(data, piece, min(-(-int(sizes[piece].max()) // _MULTIPLE) * _MULTIPLE, limit))
             columns = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
-            found[numbers] = np.asarray(logits(*columns))[: len(numbers)]
+            found[piece] = np.asarray(logits(*columns))
         return self._name(found)
 
     def _name(self, logits: np.ndarray) -> list[Prediction]:

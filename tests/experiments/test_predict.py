@@ -36,7 +36,7 @@ def test_the_score_is_that_of_the_run(run, tmp_path, capsys):
     assert main([str(tmp_path / "run"), str(tmp_path / "dev.tsv")]) == 0
     out = capsys.readouterr().out.splitlines()
     accuracy = result["metrics"]["accuracy"]
-    assert out[-2].startswith(f"accuracy {accuracy:.4f} ± {(accuracy * (1 - accuracy) / 8) ** 0.5:.4f}")
+    assert out[-2].startswith(f"accuracy {accuracy:.4f}")
     assert out[-1] == f"macro_f1 {result['metrics']['macro_f1']:.4f}"
     assert out[-3].startswith(f"8 rows of {tmp_path / 'dev.tsv'}: ")
     assert [line.split(":")[0] for line in out[:-3]] == [f"row {number}" for number in range(2, 7)]
@@ -76,7 +76,8 @@ def test_all_answers_are_kept_beside_their_texts(make, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out.csv", "out.jsonl", "rows.csv.gz"]
     out = capsys.readouterr().out
     right = np.mean([each.label == label for each, label in zip(given, ["no", "yes", "yes", "no"], strict=True)])
-    assert f"accuracy {right:.4f}" in out
+    assert 0 < right < 1
+    assert f"accuracy {right:.4f} ± {(right * (1 - right) / 4) ** 0.5:.4f} (standard error)\n" in out
 
 
 def test_files_without_labels(make, tmp_path, capsys):
@@ -104,6 +105,44 @@ def test_tasks_of_glue_know_their_files(make, tmp_path, capsys):
     out = capsys.readouterr().out
     given = [each.label for each in kp.load(stsb).predict([(f"anna saw {a}", "an owl") for a in "owl cat bee".split()])]
     assert f"pearson {np.corrcoef(given, (5, 2.5, 0))[0, 1]:.4f}\nspearman " in out
+
+
+def test_labels_can_be_left_aside(make, tmp_path, capsys):
+    model, file = make(), tmp_path / "rows.csv"
+    file.write_text("sentence,label\nanna saw an owl .,maybe\nben saw,\n", "utf-8")
+    assert main([str(model), str(file), "--label", ""]) == 0
+    assert "2 rows of" in (out := capsys.readouterr().out)
+    assert "accuracy" not in out
+    file.write_text("sentence,label\nanna saw an owl .,\nben saw,\n", "utf-8")  # a column that is not filled in
+    assert main([str(model), str(file)]) == 0
+    assert "accuracy" not in capsys.readouterr().out
+
+
+def test_a_row_of_fields_knows_whether_others_have_labels(make, tmp_path, capsys):
+    rows = [{"sentence": "anna saw an owl ."}, {"sentence": "ben saw", "label": "no"}]
+    for number, order in enumerate((rows, rows[::-1])):
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, order)), "utf-8")
+        assert main([str(make(name=f"model{number}")), str(tmp_path / "rows.jsonl")]) == 2
+        assert f"rows.jsonl, row {number + 1}: no field 'label'" in capsys.readouterr().err
+
+
+def test_a_model_that_is_broken_gives_no_answers(make, tmp_path, capsys):
+    (tmp_path / "rows.txt").write_text("anna saw\n")
+    for head in ("classification", "regression"):
+        model = kp.load(make(head, name=head))
+        params = {**model.params, "head": {**model.params["head"], "bias": model.params["head"]["bias"] + np.nan}}
+        kp.save(tmp_path / f"broken-{head}", params, model.config, tokenizer=model.tokenizer)
+        assert (
+            main([str(tmp_path / f"broken-{head}"), str(tmp_path / "rows.txt"), "--out", str(tmp_path / "o.csv")]) == 2
+        )
+        assert "its answer to row 1 of" in capsys.readouterr().err
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_signs_that_a_terminal_obeys_are_not_printed(make, tmp_path, capsys):
+    (tmp_path / "rows.txt").write_text("anna \x1b[31m saw \x07\n", "utf-8")
+    assert main([str(make()), str(tmp_path / "rows.txt")]) == 0
+    assert "anna \\x1b[31m saw \\x07\n" in capsys.readouterr().out
 
 
 def test_folders_that_say_nothing_or_nonsense(make, tmp_path, capsys):
@@ -145,6 +184,8 @@ def test_questions(make, questions, tmp_path, capsys):
         ("sentence\nanna\n", ["--out", "out.tsv"], ["--out out.tsv", ".csv or .jsonl"]),
         ("sentence\nanna\n", ["--out", "nowhere/out.csv"], ["--out nowhere/out.csv", "cannot be written"]),
         ("sentence\nanna\n", ["--out", "there.csv"], ["--out there.csv", "is there already"]),
+        ("row\nanna\n", ["--text", "row", "--out", "out.csv"], ["column 'row'", "--out"]),
+        ("sentence\tlabel\nanna\tno\n", ["--label", "sentence"], ["--label sentence", "text column"]),
         ("sentence\nanna\n", ["--bogus"], ["--bogus", "--help"]),
     ],
 )
@@ -169,13 +210,25 @@ def test_models_and_files_that_do_not_go_together(make, tiny, tmp_path, monkeypa
     make("span", name="spans")
     (tmp_path / "rows.txt").write_text("anna saw\n")
     (tmp_path / "asked.json").write_text('{"data": []}')
+    make(name="pairs", texts=2)
+    make(name="rte", task="rte")
+    (tmp_path / "one.tsv").write_text("sentence1\tsentence2\nanna\tben\n")
+    asked = [{"id": "a", "question": "who ?", "answers": [{"text": "anna", "answer_start": 0}]}]
+    asked += [{"id": "b", "question": "who ?", "answers": []}]
+    paragraphs = {"data": [{"paragraphs": [{"context": "anna saw", "qas": asked}]}]}
+    (tmp_path / "some.json").write_text(json.dumps(paragraphs))
     for arguments, parts in (
         (["nowhere/there", "rows.txt"], ["nowhere"]),
         ([str(tiny), "rows.txt"], ["head of a task"]),
-        (["model", "asked.json"], ["asked.json", "rows, .tsv"]),
+        (["model", "asked.json"], ["asked.json", "ends in .txt, .tsv"]),
         (["spans", "rows.txt"], ["rows.txt", "SQuAD"]),
         (["spans", "asked.json"], ["asked.json: no questions"]),
         (["model", "rows.txt", "--label", "x"], ["--label x", "has no columns"]),
+        (["model", "."], [".: a folder"]),
+        (["model", "rows.md"], ["rows.md", ".txt, .tsv"]),
+        (["pairs", "rows.txt"], ["rows.txt", "pairs of texts", "two columns"]),
+        (["rte", "one.tsv", "--text", "sentence1"], ["one.tsv", "pairs of texts"]),
+        (["spans", "some.json"], ["some.json: 1 of 2 questions have no answer", "'b'"]),
     ):
         assert main(arguments) == 2
         error = capsys.readouterr().err

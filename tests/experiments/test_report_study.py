@@ -173,7 +173,7 @@ def test_one_number_of_rows_is_a_chart_of_dots(tmp_path):
 def test_the_picture_of_gains_is_to_scale(tmp_path):
     scores, _, folders = make_study(tmp_path)
     html = write_cells(tmp_path / "out", folders).read_text("utf-8")
-    names = ["gains-rte-element-80.svg", "scores-rte-element-80.svg", "study.html", "study.md"]
+    names = ["gains-rte-accuracy-element-80.svg", "scores-rte-accuracy-element-80.svg", "study.html", "study.md"]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == names
     svg = (tmp_path / "out" / names[0]).read_text("utf-8")
     texts = re.findall(r'<text class="tick" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]*)</text>', svg)
@@ -199,6 +199,46 @@ def test_the_picture_of_gains_is_to_scale(tmp_path):
                 assert low is high is None
     assert "surgery" not in (tmp_path / "out" / names[1]).read_text("utf-8")  # which has one number of rows
     assert html.count('<svg class="wide"') == 2
+
+
+def test_methods_and_long_names_can_be_told_apart(tmp_path):
+    many = " + ".join(["a task with a long name"] * 3)
+    for number, (method, coupling) in enumerate((a, b) for a in ("cofi", "sparsebert") for b in ("none", "joint")):
+        folder = tmp_path / "cells" / str(number)
+        make_cell(folder, coupling=coupling, method=method, last=0.7 + 0.01 * number)
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config["auxiliary"] = ",".join(["a task with a long name"] * 3)
+        (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    write_cells(tmp_path / "out", sorted((tmp_path / "cells").iterdir()))
+    svg = (tmp_path / "out" / "gains-rte-accuracy-element-80.svg").read_text("utf-8")
+    assert [f">{method}, joint with {many}<" in svg for method in ("cofi", "sparsebert")] == [True, True]
+    places = [(float(x), float(y)) for x, y in re.findall(r'<text class="tick" x="([\d.]+)" y="([\d.]+)"', svg)]
+    assert len(set(places)) == len(places)
+    assert len({y for x, y in places if x == 10.0}) == 4  # name and value of each, one below the other
+
+
+def test_tasks_whose_names_have_no_letters_of_ours_have_files_of_their_own(tmp_path):
+    folders = [tmp_path / "cells" / name for name in ("one", "two")]
+    for folder, task in zip(folders, ("日本", "中文"), strict=True):
+        make_cell(folder, task=task)
+    write_cells(tmp_path / "out", folders)
+    names = {file.name for file in (tmp_path / "out").glob("*.svg")}
+    assert names == {"scores-accuracy-element-80.svg", "scores-accuracy-element-80-2.svg"}
+
+
+def test_runs_alone_keep_their_names(tmp_path):
+    """Voted gates of runs alone are not what coupled runs have in common."""
+    folders = [tmp_path / name for name in ("plain", "alone", "joint", "sequential")]
+    for folder, coupling in zip(folders, ("none", "none", "joint", "sequential"), strict=True):
+        make_cell(folder, coupling=coupling, last=0.6 if folder.name == "plain" else 0.7)
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        voted = {"init_from": "runs/a"} if folder.name != "plain" else {}
+        (folder / "config.json").write_text(json.dumps(config | voted), "utf-8")
+    write_cells(tmp_path, folders)
+    rows = tables((tmp_path / "study.md").read_text("utf-8"))["rte, element, 80.0 % asked"][1:]
+    assert [row[0] for row in rows] == [
+        "cofi, alone", "cofi, alone (gates voted)", "cofi, joint with mnli", "cofi, sequential with mnli",
+    ]  # fmt: skip
 
 
 def test_what_all_coupled_runs_have_is_said_once(tmp_path):
