@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.config.flags import Parser
+from experiments.config.flags import Parser, exit_code
 from experiments.pages.write import write_files
-from kaprune_jax._errors import InputError, one_line
+from kaprune_jax._errors import InputError
 
 if TYPE_CHECKING:
     from experiments.inference.asked import Asked
@@ -153,14 +153,7 @@ def _table(ending: str, asked: "Asked", given: Sequence["Prediction"]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    try:
-        run(parse(arguments))
-    except (InputError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import sys
+from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from experiments.presets import OWN_FILES, PRESETS, RECIPES, Preset
-from kaprune_jax._errors import InputError
+from kaprune_jax._errors import InputError, one_line
 
 T = TypeVar("T")
 
@@ -88,3 +90,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; {self.prog} --help lists the flags")
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Runs a command that trains nothing, and says what went wrong in one line.
+
+    Returns:
+      0 when it is done; 2 for bad input, a file that cannot be read or written, or what cannot run here; 130 when
+      interrupted.
+    """
+    try:
+        command()
+    except (InputError, OSError, NotImplementedError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
