@@ -89,10 +89,11 @@ def test_the_example_of_compiled_models_runs(tmp_path, monkeypatch):
     assert len(names["fast"].plan) == 4 * config.num_hidden_layers
 
 
-def test_the_table_of_tasks_is_that_of_the_figures():
-    runs = read_figures(STUDIES / "table.csv")
+@pytest.mark.parametrize("study", ["table", "full"])
+def test_the_tables_of_tasks_are_those_of_the_figures(study):
+    runs = read_figures(STUDIES / f"{study}.csv")
     assert markdown_table(*task_table([*runs.values()])) in README
-    cells = {digest(cell) for cell in read_grid(str(STUDIES / "table.json"), make_kind()).cells}
+    cells = {digest(cell) for cell in read_grid(str(STUDIES / f"{study}.json"), make_kind()).cells}
     assert runs.keys() <= cells  # so that the study goes on from there
 
 
