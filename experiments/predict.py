@@ -95,7 +95,8 @@ def run(settings: argparse.Namespace) -> dict[str, float]:
     else:
         for name, row, each in list(zip(asked.names, asked.texts, given, strict=True))[:_SHOWN]:
             say(f"row {name}: {_shown(each)}  {' '.join(' | '.join(row).split()):.80}")
-    say(f"{len(given)} rows of {settings.file}{_classes(given)}{f', in {settings.out}' if settings.out else ''}")
+    where = f", in {settings.out}" if settings.out else ""
+    say(f"{len(given)} row{'s' * (len(given) != 1)} of {settings.file}{_classes(given)}{where}")
     for name, value in scores.items():
         error = (value * (1 - value) / len(given)) ** 0.5 if name == "accuracy" else 0.0
         say(f"{name} {value:.4f}{f' ± {error:.4f} (standard error)' if error else ''}")

@@ -117,6 +117,7 @@ def draw_lines(
     log_x: bool = False,
     marks: Sequence[Mark] = (),
     ceiling: float = math.inf,
+    room: float = 0.0,
 ) -> Chart | None:
     """A chart, or None where there is nothing to draw.
 
@@ -130,6 +131,7 @@ def draw_lines(
       log_x: logarithmic lower axis, on which every x is positive.
       marks: places to point out.
       ceiling: the left axis does not go beyond it.
+      room: to the left and right of the points, as a share of the lower axis.
     """
     kept = []
     for line in lines:
@@ -145,7 +147,7 @@ def draw_lines(
     ys += [end for line in kept for x, low, high in _bars(line) for end in (low, high)]
     ys += [mark.y for mark in marks if mark.y is not None and math.isfinite(mark.y) and (mark.y > 0 or not log)]
     x_range, y_range = (
-        pad(min(xs), max(xs), share=0.05 * log_x, log=log_x),
+        pad(min(xs), max(xs), share=room or 0.05 * log_x, log=log_x),
         pad(min(ys), max(ys), share=0.12, log=log),
     )
     if max(ys) <= ceiling:

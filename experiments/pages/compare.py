@@ -125,14 +125,17 @@ def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]], colours: dic
             found.setdefault(setting[:3], {}).setdefault(method, []).append(point)
     charts = {}
     for (task, metric, pattern), methods in found.items():
-        start = (0.0, spread(dense[task, metric, pattern]).mean)
+        whole = spread(dense[task, metric, pattern]).mean
+        level = [Mark(None, whole, f"dense {words.score(whole)}")] if math.isfinite(whole) else []
         chart = draw_lines(
-            [Line(name, [start, *sorted(points)], colours[name], dots=True) for name, points in methods.items()],
+            [Line(name, sorted(points), colours[name], dots=True) for name, points in methods.items()],
             title=f"{metric} of the pruned model against sparsity, {task}, {pattern}",
             x_label="sparsity of the encoder's matrices",
             y_label=f"{metric}, {task}, {pattern}",
-            marks=[Mark(each.sparsity, each.score, f"{each.paper}, BERT-base") for each in published(task, metric)],
+            marks=level
+            + [Mark(each.sparsity, each.score, f"{each.paper}, BERT-base") for each in published(task, metric)],
             ceiling=1.0,
+            room=0.05,
         )
         if chart is not None and any(len(points) > 1 for points in methods.values()):
             charts[re.sub(r"[^a-z0-9]+", "-", f"sparsity-{task}-{metric}-{pattern}".lower()) + ".svg"] = chart
