@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.config.flags import Parser, exit_code
 from experiments.pages.write import write_files
-from kaprune_jax._errors import InputError
+from kaprune_jax._errors import InputError, printable
 
 if TYPE_CHECKING:
     from experiments.inference.asked import Asked
@@ -94,12 +94,12 @@ def run(settings: argparse.Namespace) -> dict[str, float]:
         write_files(out.absolute().parent, {out.name: _table(out.suffix, asked, given)})
     else:
         for name, row, each in list(zip(asked.names, asked.texts, given, strict=True))[:_SHOWN]:
-            say(f"row {name}: {_shown(each)}  {' '.join(' | '.join(row).split()):.80}")
+            print(printable(f"row {name}: {_shown(each)}  {' '.join(' | '.join(row).split()):.80}"))
     where = f", in {settings.out}" if settings.out else ""
-    say(f"{len(given)} row{'s' * (len(given) != 1)} of {settings.file}{_classes(given)}{where}")
+    print(printable(f"{len(given)} row{'s' * (len(given) != 1)} of {settings.file}{_classes(given)}{where}"))
     for name, value in scores.items():
         error = (value * (1 - value) / len(given)) ** 0.5 if name == "accuracy" else 0.0
-        say(f"{name} {value:.4f}{f' ± {error:.4f} (standard error)' if error else ''}")
+        print(f"{name} {value:.4f}{f' ± {error:.4f} (standard error)' if error else ''}")
     return scores
 
 
@@ -110,11 +110,6 @@ def _as_trained(model: "Model") -> dict[str, int]:
     if type(length := found.get("max_length")) is not int or length < _SHORTEST:
         return {}
     return {name: value for name, value in found.items() if type(value) is int and 0 <= value < length + 1}
-
-
-def say(line: str) -> None:
-    """Prints a line in which signs that a terminal would obey are written as escapes."""
-    print("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line))
 
 
 def _shown(each: "Prediction") -> str:

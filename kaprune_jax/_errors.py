@@ -11,6 +11,11 @@ def one_line(error: Exception) -> str:
     return str(error)
 
 
+def printable(line: str) -> str:
+    """A line with signs that a terminal would obey written as escapes."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+
+
 class InputError(ValueError):
     """Bad input, said in one line: where it was given (file, row or flag), the value, and what is allowed.
 
@@ -22,4 +27,4 @@ class InputError(ValueError):
         line = " ".join(message.split())
         if len(line) > _LONGEST:
             line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
-        super().__init__("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line))
+        super().__init__(printable(line))

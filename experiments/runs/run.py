@@ -192,7 +192,8 @@ def deliver(place: Path, params: Params, config: BertConfig, **parts: Any) -> No
 def model_details(method: str, prepared: Prepared, planned: Plan, teacher: Model | None, step: int) -> dict[str, Any]:
     """What a model folder says of how its weights were made."""
     settings = prepared.settings
-    own = {"columns": {"text": settings.text.split(","), "label": settings.label}} if settings.train_file else {}
+    columns = [name.strip() for name in settings.text.split(",")]
+    own = {"columns": {"text": columns, "label": settings.label}} if settings.train_file else {}
     return {
         "task": prepared.data.name,
         "metrics": list(prepared.data.metrics),
