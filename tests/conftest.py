@@ -47,6 +47,13 @@ def shared() -> Path:
     return place
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_programs():
+    """Drops the programs of a file when its tests are done: Linux lets a process map 65,530 pieces of code, no more."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def getkey():
     """New random keys, the same in every run of a test."""
