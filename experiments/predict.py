@@ -83,7 +83,9 @@ def run(settings: argparse.Namespace) -> dict[str, float]:
         check_columns(asked)
     rows = [row[0] if len(row) == 1 else row for row in asked.texts]
     cut: dict[str, Any] = {"max_length": settings.max_length} if settings.max_length else _as_trained(model)
-    given = model.predict(rows, batch_size=settings.batch_size, **cut)
+    kind = "question" if model.config.head == "span" else "row"
+    names = [f"{settings.file}, {kind} {name}" for name in asked.names]
+    given = model.predict(rows, batch_size=settings.batch_size, names=names, **cut)
     for name, each in zip(asked.names, given, strict=True):
         values = [*each.probabilities.values(), each.score, each.label]
         if not all(math.isfinite(value) for value in values if isinstance(value, float)):
@@ -97,6 +99,11 @@ def run(settings: argparse.Namespace) -> dict[str, float]:
             print(printable(f"row {name}: {_shown(each)}  {' '.join(' | '.join(row).split()):.80}"))
     where = f", in {settings.out}" if settings.out else ""
     print(printable(f"{len(given)} row{'s' * (len(given) != 1)} of {settings.file}{_classes(given)}{where}"))
+    if short := sum(each.truncated for each in given):
+        most = model.config.max_position_embeddings
+        read = min(cut.get("max_length", most), most)
+        more = f"; --max-length {most} reads all that the model can" if read < most else ""
+        print(f"of {short} row{'s' * (short != 1)} only the first {read} tokens were read{more}")
     for name, value in scores.items():
         error = (value * (1 - value) / len(given)) ** 0.5 if name == "accuracy" else 0.0
         print(f"{name} {value:.4f}{f' ± {error:.4f} (standard error)' if error else ''}")

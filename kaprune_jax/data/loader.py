@@ -30,6 +30,7 @@ class Encoded(NamedTuple):
         window holds the whole answer.
       limit: the longest a row can be.
       pad: the id that fills up.
+      cut: which rows lost their end.
     """
 
     input_ids: tuple[list[int] | np.ndarray, ...]
@@ -38,6 +39,7 @@ class Encoded(NamedTuple):
     truncated: int
     limit: int
     pad: int
+    cut: frozenset[int] = frozenset()
 
 
 def encode(rows: Rows, tokenizer: Any, *, max_length: int, pad: int = 0) -> Encoded:
@@ -54,7 +56,7 @@ def encode(rows: Rows, tokenizer: Any, *, max_length: int, pad: int = 0) -> Enco
         short = run([[column[i] for i in long] for column in columns], truncation=True, max_length=max_length)
         for index, row, kinds in zip(long, short["input_ids"], short["token_type_ids"], strict=True):
             ids[index], types[index] = row, kinds
-    return Encoded(tuple(ids), tuple(types), rows.labels, len(long), max_length, pad)
+    return Encoded(tuple(ids), tuple(types), rows.labels, len(long), max_length, pad, frozenset(long))
 
 
 def choose_lengths(

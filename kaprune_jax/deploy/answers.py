@@ -23,6 +23,7 @@ def answer(
     max_length: int,
     pad: int,
     stride: int | None = None,
+    names: Sequence[str],
 ) -> list[Answer]:
     """The answer to each question, from its passage, which may be longer than the model reads at once.
 
@@ -34,19 +35,17 @@ def answer(
       max_length: tokens of a window.
       pad: the id that fills up.
       stride: tokens that two windows share; by default as `default_stride` has it.
+      names: what errors call each row.
 
     Raises:
       InputError: a row is no pair, has a blank text, or a question that leaves no room for its passage.
     """
     for number, row in enumerate(pairs):
         if len(row) != 2 or not all(text.strip() for text in row):
-            raise InputError(
-                f"predict: row {number} is {row!r}; a question and a passage, (question, passage), are needed"
-            )
+            raise InputError(f"{names[number]} is {row!r}; a question and a passage, (question, passage), are needed")
     passages = [passage for _, passage in pairs]
-    names = tuple(f"predict: row {number}" for number in range(len(pairs)))
     whole = np.array([(0, len(passage)) for passage in passages], np.int32).reshape(-1, 2)  # nothing is known of it
-    rows = Rows(tuple((question, passage) for question, passage in pairs), whole, names=names)
+    rows = Rows(tuple((question, passage) for question, passage in pairs), whole, names=tuple(names))
     if not pairs:
         return []
     stride = default_stride(max_length) if stride is None else stride

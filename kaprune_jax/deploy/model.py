@@ -31,11 +31,13 @@ class Prediction(NamedTuple):
         passage has it.
       probabilities: by class name; empty for a regression or an answer.
       score: of an answer: the probability of its first token times that of its last; None of anything else.
+      truncated: the row had more tokens than were read, and its end was left out.
     """
 
     label: str | float
     probabilities: dict[str, float]
     score: float | None = None
+    truncated: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Model:
         max_length: int | None = None,
         stride: int | None = None,
         logits: Callable[..., Any] | None = None,
+        names: Sequence[str] | None = None,
     ) -> list[Prediction]:
         """Labels and probabilities of sentences or pairs of sentences; or answers to questions, and their scores.
 
@@ -100,6 +103,7 @@ class Model:
           max_length: tokens that rows are cut to, long passages into windows; the model's positions by default.
           stride: tokens that two windows of a long passage share; 128, or a third of a window where that is less.
           logits: of `input_ids`, `attention_mask` and `token_type_ids` [batch, seq]; by default this model's.
+          names: what errors call each row; `predict: row 0` and so on by default.
 
         Raises:
           InputError: the model has no head of a task, the rows are not all texts or all pairs, or a size is too small.
@@ -112,17 +116,17 @@ class Model:
             if value is not None and value < 1:
                 raise InputError(f"predict: {name}={value}; a whole number >= 1 is needed")
         pairs = [tuple(row) if isinstance(row, tuple | list) else (row,) for row in rows]
+        names = names or [f"predict: row {number}" for number in range(len(pairs))]
         for number, row in enumerate(pairs):
             if len(row) != len(pairs[0]) or len(row) not in (1, 2) or not all(isinstance(text, str) for text in row):
                 raise InputError(
-                    f"predict: row {number} is {rows[number]!r}; texts throughout, or pairs of texts throughout, "
-                    "are needed"
+                    f"{names[number]} is {rows[number]!r}; texts throughout, or pairs of texts throughout, are needed"
                 )
         pad = self.config.pad_token_id
         limit = min(max_length or self.config.max_position_embeddings, self.config.max_position_embeddings)
         logits = logits or functools.partial(self._logits, self.params)
         if self.config.head == "span":
-            options: dict[str, Any] = dict(batch_size=batch_size, max_length=limit, stride=stride, pad=pad)
+            options: dict[str, Any] = dict(batch_size=batch_size, max_length=limit, stride=stride, pad=pad, names=names)
             answers = answer(pairs, self.tokenizer, logits, **options)
             return [Prediction(found.text, {}, found.score) for found in answers]
         if not pairs:
@@ -137,7 +141,7 @@ class Model:
             batch = collate(data, piece, min(-(-int(sizes[piece].max()) // _MULTIPLE) * _MULTIPLE, limit))
             columns = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
             found[piece] = np.asarray(logits(*columns))
-        return self._name(found)
+        return [each._replace(truncated=row in data.cut) for row, each in enumerate(self._name(found))]
 
     def _name(self, logits: np.ndarray) -> list[Prediction]:
         if self.config.head == "regression":

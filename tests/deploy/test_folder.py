@@ -213,13 +213,16 @@ def test_predicts_labels_and_probabilities_of_texts(tmp_path, getkey):
     np.testing.assert_allclose(predictions[0].probabilities["no"], predictions[2].probabilities["no"], atol=1e-6)
     assert model.predict(["a robin is a bird ."])[0].label in ("no", "yes")
     assert model.predict([]) == []
-    for one, other in zip(
-        model.predict(rows[:2], max_length=15), model.predict(rows[:2]), strict=True
-    ):  # nothing is cut
+    for one, other in zip(model.predict(rows[:2], max_length=15), predictions, strict=False):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
-    assert model.predict(rows, max_length=5)[0].probabilities != predictions[0].probabilities
+        assert not one.truncated
+    mixed = model.predict([("a", "a"), rows[0], ("a", "b")], max_length=5)
+    assert [each.truncated for each in mixed] == [False, True, False]
+    assert mixed[1].probabilities != predictions[0].probabilities
     with pytest.raises(InputError, match="batch_size=0"):
         model.predict(rows, batch_size=0)
+    with pytest.raises(InputError, match="^the second is \\("):
+        model.predict([("a", "b"), ("a",)], names=["the first", "the second"])
     with pytest.raises(InputError, match="without the head of a task"):
         mini.predict(["a"])
 

@@ -29,7 +29,7 @@ def make(tiny, tmp_path):
 
 
 def test_the_score_is_that_of_the_run(run, tmp_path, capsys):
-    assert run("--method", "dense", "--max-length", "8") == 0  # which cuts rows
+    assert run("--method", "dense", "--max-length", "8") == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert list(result["metrics"]) == ["accuracy", "macro_f1"]
     capsys.readouterr()
@@ -40,6 +40,10 @@ def test_the_score_is_that_of_the_run(run, tmp_path, capsys):
     assert out[-1] == f"macro_f1 {result['metrics']['macro_f1']:.4f}"
     assert out[-3].startswith(f"8 rows of {tmp_path / 'dev.tsv'}: ")
     assert [line.split(":")[0] for line in out[:-3]] == [f"row {number}" for number in range(2, 7)]
+    (tmp_path / "long.txt").write_text("anna saw a robin .\nanna saw a robin and an owl .", "utf-8")
+    assert main([str(tmp_path / "run"), str(tmp_path / "long.txt")]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("of 1 row only the first 8 tokens were read; --max-length ")
 
 
 def test_columns_of_the_training_rows_are_known(tiny, tmp_path, capsys):
@@ -166,6 +170,11 @@ def test_questions(make, questions, tmp_path, capsys):
     assert all(row["prediction"] in row["passage"] for row in found)
     exact = np.mean([row["prediction"].removeprefix("the ") == right[row["row"]].removeprefix("the ") for row in found])
     assert f"exact_match {exact:.4f}" in out
+    asked[0]["paragraphs"][0]["qas"][0]["question"] = "who " * 600
+    (tmp_path / "long.json").write_text(json.dumps({"data": asked}), "utf-8")
+    assert main([str(model), str(tmp_path / "long.json")]) == 2
+    name = asked[0]["paragraphs"][0]["qas"][0]["id"]
+    assert f"long.json, question {name}: the question leaves room for 0 tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
