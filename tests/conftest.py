@@ -4,9 +4,15 @@ import os
 import tempfile
 from pathlib import Path
 
+# Before the package: within it, the hook that checks shapes would compile their sources instead of reading bytecode.
+import flax.nnx  # noqa: F401
 import jax
 import numpy as np
+import optax  # noqa: F401
+import orbax.checkpoint  # noqa: F401
 import pytest
+import sklearn.metrics  # noqa: F401
+import transformers  # noqa: F401
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Many tests compile the same small programs: compiled once, for all workers of a session and the programs they start.
@@ -14,7 +20,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="kaprune-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 # And they run them for a few steps: code that is made fast matters more here than fast code.
-_flags = ["--xla_backend_optimization_level=0"]
+_flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):  # later ones have no second way of fusing, and end at a flag they do not know
     _flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*_flags, os.environ.get("XLA_FLAGS", "")]).strip()

@@ -129,16 +129,14 @@ def _partition(path: str, shape: tuple[int, ...], mesh: Mesh, *, gathered: bool 
     """Which axis divides which dimension of an array; `gathered`: as computed with, without "fsdp"."""
     rule = next((rule for rule in RULES if re.search(rf"(^|/)({rule.ending})$", path)), Rule(""))
     axes: list[str | None] = [None] * len(shape)
-
-    def divide(name: str, dimensions: list[int]) -> None:
+    wishes = {"model": [place for place in rule.model if place < len(shape)]}
+    if rule.fsdp and not gathered and len(shape) > 1:  # vectors are too small to be worth a gather each
+        wishes["fsdp"] = sorted(range(len(shape)), key=lambda place: -shape[place])
+    for name, dimensions in wishes.items():
         size = mesh.shape[name]
         fitting = [place for place in dimensions if axes[place] is None and shape[place] % size == 0]
         if size > 1 and fitting:
             axes[fitting[0]] = name
-
-    divide("model", [place for place in rule.model if place < len(shape)])
-    if rule.fsdp and not gathered and len(shape) > 1:  # vectors are too small to be worth a gather each
-        divide("fsdp", sorted(range(len(shape)), key=lambda place: -shape[place]))
     return PartitionSpec(*axes)
 
 
