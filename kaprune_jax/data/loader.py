@@ -26,20 +26,23 @@ class Encoded(NamedTuple):
       input_ids: token ids of each row, special tokens included.
       token_type_ids: 0 for the first text, 1 for the second.
       labels: class ids or scores; for spans the places of the first and last token of the answer.
-      truncated: how many rows were longer than the limit and lost their end; for spans, of how many questions no
-        window holds the whole answer.
+      cut: the rows that were longer than the limit and lost their end; for spans, the questions of which no window
+        holds the whole answer.
       limit: the longest a row can be.
       pad: the id that fills up.
-      cut: which rows lost their end.
     """
 
     input_ids: tuple[list[int] | np.ndarray, ...]
     token_type_ids: tuple[list[int] | np.ndarray, ...]
     labels: Int32[np.ndarray, "rows"] | Float32[np.ndarray, "rows"] | Int32[np.ndarray, "rows 2"]
-    truncated: int
+    cut: frozenset[int]
     limit: int
     pad: int
-    cut: frozenset[int] = frozenset()
+
+    @property
+    def truncated(self) -> int:
+        """How many were cut."""
+        return len(self.cut)
 
 
 def encode(rows: Rows, tokenizer: Any, *, max_length: int, pad: int = 0) -> Encoded:
@@ -56,7 +59,7 @@ def encode(rows: Rows, tokenizer: Any, *, max_length: int, pad: int = 0) -> Enco
         short = run([[column[i] for i in long] for column in columns], truncation=True, max_length=max_length)
         for index, row, kinds in zip(long, short["input_ids"], short["token_type_ids"], strict=True):
             ids[index], types[index] = row, kinds
-    return Encoded(tuple(ids), tuple(types), rows.labels, len(long), max_length, pad, frozenset(long))
+    return Encoded(tuple(ids), tuple(types), rows.labels, frozenset(long), max_length, pad)
 
 
 def choose_lengths(

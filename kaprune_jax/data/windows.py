@@ -77,7 +77,7 @@ def encode_windows(rows: Rows, tokenizer: Any, *, max_length: int, stride: int, 
             f"stride {stride}: windows of {max_length} tokens hold up to {max_length - special - 1} of a passage, so a "
             f"stride from 0 to {max(max_length - special - 2, 0)} is allowed"
         )
-    ids, types, labels, question, offsets, lost = [], [], [], [], [], 0
+    ids, types, labels, question, offsets, lost = [], [], [], [], [], set()
     for first in range(0, len(rows.texts), _AT_ONCE):
         piece = rows.texts[first : first + _AT_ONCE]
         columns = ([question for question, _ in piece], [passage for _, passage in piece])
@@ -104,8 +104,9 @@ def encode_windows(rows: Rows, tokenizer: Any, *, max_length: int, stride: int, 
                 inside = begin + start <= answer[0] and answer[1] < begin + end
                 labels.append((answer[0] - start, answer[1] - start) if inside else (0, 0))
                 held |= inside
-            lost += not held
-    encoded = Encoded(tuple(ids), tuple(types), np.array(labels, np.int32), lost, max_length, pad)
+            if not held:
+                lost.add(number)
+    encoded = Encoded(tuple(ids), tuple(types), np.array(labels, np.int32), frozenset(lost), max_length, pad)
     return Windows(encoded, np.array(question, np.int32), tuple(offsets))
 
 

@@ -106,7 +106,8 @@ class Model:
           names: what errors call each row; `predict: row 0` and so on by default.
 
         Raises:
-          InputError: the model has no head of a task, the rows are not all texts or all pairs, or a size is too small.
+          InputError: the model has no head of a task, the rows are not all texts or all pairs, a size is too small, or
+            names are not as many as rows.
         """
         if not self.config.num_logits:
             raise InputError(f"{self.folder}: a model without the head of a task cannot predict labels")
@@ -116,7 +117,9 @@ class Model:
             if value is not None and value < 1:
                 raise InputError(f"predict: {name}={value}; a whole number >= 1 is needed")
         pairs = [tuple(row) if isinstance(row, tuple | list) else (row,) for row in rows]
-        names = names or [f"predict: row {number}" for number in range(len(pairs))]
+        names = [f"predict: row {number}" for number in range(len(pairs))] if names is None else names
+        if len(names) != len(pairs):
+            raise InputError(f"predict: {len(names)} names for {len(pairs)} rows; a name for each is needed")
         for number, row in enumerate(pairs):
             if len(row) != len(pairs[0]) or len(row) not in (1, 2) or not all(isinstance(text, str) for text in row):
                 raise InputError(

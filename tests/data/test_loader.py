@@ -9,7 +9,9 @@ from kaprune_jax.data.rows import Rows
 
 def rows_of(lengths, pad=0):
     ids = tuple([index + 1] * length for index, length in enumerate(lengths))
-    return Encoded(ids, tuple([0] * length for length in lengths), np.arange(len(lengths), dtype=np.int32), 0, 512, pad)
+    return Encoded(
+        ids, tuple([0] * length for length in lengths), np.arange(len(lengths), dtype=np.int32), frozenset(), 512, pad
+    )
 
 
 def cost(lengths, sizes):
@@ -96,7 +98,7 @@ def test_long_rows_are_truncated_and_counted():
     tokenizer = kp.load("mini").tokenizer
     texts = (("a robin is a bird .", "a bird is an animal ."), ("a bird . " * 40, "an animal ."))
     data = encode(Rows(texts, np.array([0, 1], np.int32)), tokenizer, max_length=24)
-    assert data.truncated == 1
+    assert data.truncated == len(data.cut) == 1
     assert [len(ids) for ids in data.input_ids][1] == 24
     assert data.token_type_ids[0][-1] == data.token_type_ids[1][-1] == 1
     assert tokenizer.decode(data.input_ids[1]).endswith("an animal. [SEP]") or "animal" in tokenizer.decode(

@@ -44,7 +44,7 @@ def windows_of(*pieces):
     """Windows [CLS] q [SEP] passage [SEP] from the question's number and the places of the passage's tokens."""
     offsets = tuple(np.array([(-1, -1)] * 3 + list(piece) + [(-1, -1)], np.int32) for _, piece in pieces)
     ids = tuple(np.arange(len(where)) for where in offsets)
-    encoded = Encoded(ids, ids, np.zeros((len(pieces), 2), np.int32), 0, 12, 0)
+    encoded = Encoded(ids, ids, np.zeros((len(pieces), 2), np.int32), frozenset(), 12, 0)
     return Windows(encoded, np.array([number for number, _ in pieces], np.int32), offsets)
 
 

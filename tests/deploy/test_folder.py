@@ -221,6 +221,8 @@ def test_predicts_labels_and_probabilities_of_texts(tmp_path, getkey):
     assert mixed[1].probabilities != predictions[0].probabilities
     with pytest.raises(InputError, match="batch_size=0"):
         model.predict(rows, batch_size=0)
+    with pytest.raises(InputError, match="1 names for 2 rows"):
+        model.predict(rows[:2], names=["the first"])
     with pytest.raises(InputError, match="^the second is \\("):
         model.predict([("a", "b"), ("a",)], names=["the first", "the second"])
     with pytest.raises(InputError, match="without the head of a task"):
