@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--within", metavar="HEADS,UNITS", help="with --shapes: heads and units of each layer that have blocks at all"
     )
     parser.add_argument("--batch", default="1,8,32", help="rows of a call, each >= 1")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a row, >= 1")
+    parser.add_argument("--length", type=int, help="tokens of a row, >= 1; None is 128, or the model's positions")
     parser.add_argument("--backend", default="auto", choices=backends, help="of packed matrices")
     parser.add_argument("--rivals", default="", help=f"dense models of other tools: {', '.join(RIVALS)}")
     parser.add_argument(
@@ -67,8 +67,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if bool(settings.models) == bool(settings.shapes):
         raise InputError("run or model folders are needed, or --shapes NAMES; one of the two")
     for name in ("length", "rounds"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"--{name} {getattr(settings, name)}: a whole number >= 1 is needed")
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value}: a whole number >= 1 is needed")
     if Path(settings.out).suffix != ".json" or not Path(settings.out).absolute().parent.is_dir():
         raise InputError(f"--out {settings.out}: a file that ends in .json, in a folder that is there, is needed")
     if Path(settings.out).is_dir() or not os.access(Path(settings.out).absolute().parent, os.W_OK):

@@ -9,7 +9,9 @@ from kaprune_jax._typing import Params, Predicate
 
 
 def path_string(path: tuple[Any, ...]) -> str:
-    """A key path as text, "encoder/layers/0/ffn/up/kernel"."""
+    """A key path as text, "encoder/layers/0/ffn/up/kernel"; without the "value" that those of Flax NNX end in."""
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

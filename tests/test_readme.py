@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import jax
+import optax
 import pytest
 
 import experiments
@@ -44,7 +45,7 @@ def make_classifier(folder):
 
 def test_the_library_example_runs_and_prints_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    example = block_with("kp.magnitude_pruning")
+    example = block_with("kp.save(")
     assert len(list(filter(None, example.splitlines()))) == 15
     exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip() == re.search(r"print\(.*\)  # (.*)", example)[1]
@@ -53,12 +54,27 @@ def test_the_library_example_runs_and_prints_what_it_says(tmp_path, monkeypatch,
 
 def test_the_example_of_gates_runs_after_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second = block_with("kp.magnitude_pruning"), block_with("kp.bert_layout")
+    first, second = block_with("kp.save("), block_with("kp.bert_layout")
     names: dict = {}
     exec(compile(first, "README.md", "exec"), names)
     exec(compile(second, "README.md", "exec"), names)
     assert names["smaller"].config.is_shrunk
     assert float(names["shortfall"]) > 0.88
+
+
+def test_the_examples_of_training_loops_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(block_with("kp.save("), "README.md", "exec"), names)
+    network = dict(names)
+    exec(compile(block_with("nnx.split"), "README.md", "exec"), network)
+    masks = optax.tree.get(network["state"], "masks")
+    assert kp.sparsity(masks) == pytest.approx(0.9, abs=0.005)
+    assert float((network["network"].layers[0].kernel[...] == 0).mean()) == pytest.approx(0.9, abs=0.005)
+    assert float(network["error"]) < 0.1
+    exec(compile(block_with("kp.bert_layout"), "README.md", "exec"), names)
+    exec(compile(block_with("kp.dual_ascent"), "README.md", "exec"), names)
+    assert float(names["expected"]) > 0.59
 
 
 def test_the_example_of_use_runs(tmp_path, monkeypatch):

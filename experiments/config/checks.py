@@ -113,18 +113,27 @@ def idle_with_gates(settings: Settings) -> tuple[str, ...]:
 def _check_cofi(settings: Settings) -> None:
     if settings.pattern != "element":
         raise InputError(f"--pattern {settings.pattern} does not go with --method cofi, which removes whole structures")
+    check_phases(settings)
+    if loss_weights(settings.loss_weights or "").get("attention"):
+        raise InputError(
+            f"--loss-weights {settings.loss_weights}: cofi removes heads, so attention scores cannot be compared; "
+            "attention must be 0"
+        )
+
+
+def check_phases(settings: Settings) -> None:
+    """Whether the parts of a run follow one another.
+
+    Raises:
+      InputError: they do not.
+    """
     if settings.before + settings.after >= 1.0:
         raise InputError(f"--before {settings.before} and --after {settings.after}: their sum must be below 1")
     assert settings.target_at is not None
     if not settings.before < settings.target_at <= 1.0 - settings.after:
         raise InputError(
-            f"--target-at {settings.target_at}: with cofi it lies after --before {settings.before} and not later than "
+            f"--target-at {settings.target_at}: here it lies after --before {settings.before} and not later than "
             f"1 - --after, {1.0 - settings.after:g}"
-        )
-    if loss_weights(settings.loss_weights or "").get("attention"):
-        raise InputError(
-            f"--loss-weights {settings.loss_weights}: cofi removes heads, so attention scores cannot be compared; "
-            "attention must be 0"
         )
 
 

@@ -3,22 +3,24 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
-from experiments.presets import OWN_FILES, PRESETS, RECIPES, Preset
+from experiments.presets import OWN_FILES, PRESETS, RECIPES, Preset, Recipe
 from kaprune_jax._errors import InputError, one_line
 
 T = TypeVar("T")
 
 
 def flag(help: str, default: Any, *, choices: tuple[str, ...] | None = None) -> Any:
-    """A field that is a flag."""
+    """A field that is a flag; one without help is not listed."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
-def parse(kind: type[T], arguments: list[str] | None, *, prog: str, description: str) -> T:
-    """Reads the flags into a dataclass whose fields are made by `flag`.
+def parse(
+    kind: type[T], arguments: list[str] | None, *, prog: str, description: str, recipes: Sequence[Recipe] = RECIPES
+) -> T:
+    """Reads the flags into a dataclass whose fields are made by `flag`; help has the tables of these recipes.
 
     Raises:
       InputError: an unknown flag, or a value that is not allowed.
@@ -26,7 +28,7 @@ def parse(kind: type[T], arguments: list[str] | None, *, prog: str, description:
     parser = Parser(
         prog=prog,
         description=description,
-        epilog=_by_task(),
+        epilog=_by_task(recipes),
         formatter_class=_Help,
         allow_abbrev=False,
     )
@@ -35,22 +37,24 @@ def parse(kind: type[T], arguments: list[str] | None, *, prog: str, description:
         name = "--" + field.name.replace("_", "-")
         help = field.metadata["help"].replace("%", "%%")
         if hints[field.name] is bool:
-            parser.add_argument(name, action="store_true", help=f"{help} [off]")
+            shown = f"{help} [off]" if help else argparse.SUPPRESS
+            parser.add_argument(name, action="store_true", help=shown)
             continue
         kinds = get_args(hints[field.name])
         read = str if field.metadata["choices"] else next(iter(kinds), hints[field.name])
         shown = help if field.default is None or field.default == "" else f"{help} [{field.default}]"
+        shown = shown if help else argparse.SUPPRESS
         parser.add_argument(
             name, type=read, default=field.default, help=shown, choices=field.metadata["choices"], metavar=None
         )
     return kind(**vars(parser.parse_args(arguments)))
 
 
-def _by_task() -> str:
+def _by_task(recipes: Sequence[Recipe]) -> str:
     """The defaults that depend on task and recipe: those that differ between tasks as a table."""
     names = [field.name for field in dataclasses.fields(Preset)]
     parts = []
-    for recipe in RECIPES:
+    for recipe in recipes:
         presets = {**PRESETS[recipe], "own files": OWN_FILES[recipe]}
         values = {name: [_shown(getattr(preset, name)) for preset in presets.values()] for name in names}
         alike = [f"{_heading(name)} {cells[0]}" for name, cells in values.items() if len(set(cells)) == 1]

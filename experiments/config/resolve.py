@@ -24,8 +24,15 @@ def resolve(settings: S) -> S:
     if settings.cell is not None:
         raise InputError(f"--cell {settings.cell}: slices of a study, so only with --study FILE")
     own = settings.train_file is not None or settings.dev_file is not None
-    if own and (settings.train_file is None or settings.dev_file is None):
-        raise InputError("--train-file and --dev-file go together; only one of them is given")
+    if settings.train_file is not None and settings.dev_file is None:
+        if settings.hold_out is None:
+            raise InputError(
+                f"--train-file {settings.train_file}: --dev-file FILE is needed too, or --hold-out N, to score on so "
+                "many of its rows"
+            )
+        settings = dataclasses.replace(settings, dev_file=settings.train_file)  # whose rows are then not looked at
+    if settings.dev_file is not None and settings.train_file is None:
+        raise InputError(f"--dev-file {settings.dev_file}: --train-file FILE is needed too")
     if not own and settings.task not in (*MICRO_TASKS, *GIVEN_TASKS):
         allowed = ", ".join((*MICRO_TASKS, *GIVEN_TASKS))
         raise InputError(f"--task {settings.task!r} is unknown; allowed: {allowed}")

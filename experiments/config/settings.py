@@ -40,7 +40,7 @@ class Settings:
     train_file: str | None = _flag(
         "own training rows: CSV, TSV or JSONL; or questions: JSON in SQuAD's layout; plain or .gz", None
     )
-    dev_file: str | None = _flag("own evaluation rows", None)
+    dev_file: str | None = _flag("own evaluation rows; not needed with --hold-out", None)
     text: str = _flag("text column of own files, or two, separated by a comma", "sentence")
     label: str = _flag("label column of own files", "label")
     model: str = _flag(

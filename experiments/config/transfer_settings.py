@@ -6,17 +6,20 @@ import os
 import re
 from typing import ClassVar
 
-from experiments.config.checks import asks_questions
+from experiments.config.checks import asks_questions, check_phases
 from experiments.config.flags import flag
 from experiments.config.flags import parse as parse_flags
 from experiments.config.resolve import only_a_study, with_lengths
 from experiments.config.resolve import resolve as resolve_main
 from experiments.config.settings import AROUND, TEACHER, Settings
+from experiments.presets import GIVEN_TASKS, MICRO_TASKS, RECIPES, Recipe
 from kaprune_jax._errors import InputError
 from kaprune_jax.transfer.sharing import SHARE, Share, shares_gates, shares_weights
 
 COUPLINGS = ("none", "sequential", "joint", "surgery")
 PHASES = ("before", "prune", "after")
+TASKS = tuple(name for name in GIVEN_TASKS if name != "squad")
+SPARSITY = 0.9
 LENGTHS = {"lengths": 2, "length_multiple": 16}
 """A coupled step is compiled for every pair of lengths, and kept from run to run of a study."""
 JOINT_TEACHER = (
@@ -34,8 +37,18 @@ class TransferSettings(Settings):
 
     MODULE: ClassVar[str] = "experiments.transfer"
 
+    task: str = flag(f"{', '.join(TASKS)}; built in: {', '.join(MICRO_TASKS)}", "micro-rte")
     method: str | None = flag("cofi (gates) or sparsebert (masks)", "cofi")
-    sparsity: float | None = flag("fraction of encoder-matrix weights removed, in [0, 1)", 0.9)
+    recipe: Recipe = flag("", "best", choices=RECIPES)  # flags without help are for experiments.glue
+    student: str = flag("", Settings.student)
+    stride: int | None = flag("", None)
+    augment: int | None = flag("", None)
+    no_augment: bool = flag("", False)
+    augment_file: str | None = flag("", None)
+    out: str | None = flag("run folder, must not hold another run [runs/TASK-AUXILIARY-METHOD-SPARSITY-sSEED]", None)
+    sparsity: float | None = flag("fraction of encoder-matrix weights removed, in [0, 1) [0.9; 1 - N/M for N:M]", None)
+    before: float = flag("fraction of the run before anything is removed, in [0, 1)", Settings.before)
+    after: float = flag("fraction of the run in which what is left is fine-tuned, in [0, 1)", Settings.after)
     auxiliary: str = flag(
         "auxiliary tasks, comma-separated: names as for --task, from the same folder or source, or NAME=FILE",
         "micro-nli",
@@ -89,6 +102,7 @@ def parse(arguments: list[str] | None = None) -> TransferSettings:
         prog="python -m experiments.transfer",
         description="Prune an encoder for a task with little data, coupled with an auxiliary task. Without flags: the "
         "built-in offline example, micro-nli for micro-rte, with and without coupling.",
+        recipes=("best",),
     )
 
 
@@ -116,6 +130,8 @@ def resolve(settings: TransferSettings) -> TransferSettings:
         raise InputError(f"{what}: answering questions is not coupled with other tasks; use experiments.glue")
     if "squad" in settings.auxiliary.split(","):
         raise InputError(f"--auxiliary {settings.auxiliary}: squad is for experiments.glue; another task is needed")
+    if settings.sparsity is None and ":" not in settings.pattern:  # which say themselves
+        settings = dataclasses.replace(settings, sparsity=SPARSITY)
     resolved = resolve_main(dataclasses.replace(with_lengths(settings, LENGTHS), no_augment=True))
     if resolved.task in names:
         raise InputError(f"--auxiliary {settings.auxiliary}: {resolved.task} is the target; another task is needed")
@@ -146,6 +162,8 @@ def resolve(settings: TransferSettings) -> TransferSettings:
             "leave that out"
         )
     masks = resolved.method == "sparsebert"
+    if masks:
+        check_phases(resolved)
     if resolved.coupling != "none":
         _check_acts(resolved, masks)
     if masks and resolved.scope == "global" and resolved.coupling != "none":

@@ -32,7 +32,7 @@ def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Pr
     found = []
     for number, part in enumerate(settings.auxiliary.split(",")):
         name, _, file = part.partition("=")
-        own = _settings_of(settings, name, file)
+        own = _settings_of(dataclasses.replace(settings, batch_size=target.settings.batch_size), name, file)
         data = _load_file(settings, name, file) if file else load_task(own)
         if settings.auxiliary_rows is not None:
             data = limit_train(data, settings.auxiliary_rows, seed=own.seed)
@@ -51,6 +51,12 @@ def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Pr
             raise InputError(
                 f"--auxiliary-teacher: the encoder of the one of {name} is not of the shape of --model "
                 f"{settings.model}; the target cannot start from it"
+            )
+        started = settings.start == "auxiliary" and _begins(settings)
+        if given is not None and started and given.config.pooling != prepared.start.config.pooling:
+            raise InputError(
+                f"--auxiliary-teacher: the one of {name} pools by {given.config.pooling}, the target by "
+                f"{prepared.start.config.pooling}, and starts from it; give --pooling {given.config.pooling}"
             )
         if len(data.train.texts) < (target.settings.batch_size or 1):
             raise InputError(
@@ -99,7 +105,7 @@ def _settings_of(settings: TransferSettings, name: str, file: str) -> Settings:
     """The main job's settings for an auxiliary task, its own presets where the target's flags say nothing."""
     shared = (
         "data_dir source model batch_size schedule teacher_schedule warmup weight_decay lengths length_multiple dtype "
-        "pooling evaluations log_every allow_weak_teacher"
+        "pooling evaluations log_every allow_weak_teacher mesh accumulate remat"
     ).split()
     own = {field: getattr(settings, field) for field in shared}
     own |= {"resume": settings.resume, "out": settings.out, "seed": settings.auxiliary_seed}

@@ -13,6 +13,7 @@ from experiments.config.transfer_settings import (
     couples_teacher,
     couplings,
     joint_teacher_settings,
+    takes_turns,
 )
 from experiments.coupling.common import Auxiliary
 from experiments.coupling.joint import run_joint
@@ -109,7 +110,7 @@ def begin(
     when, parts = coupled_phases(settings) if auxiliaries else (), None
     if auxiliaries and settings.coupling == "sequential":
         prepared, parts = begin_sequential(prepared, auxiliaries, others, folder, should_stop)
-        auxiliaries, when = (auxiliaries, ("after",)) if "after" in when else ([], ())
+        auxiliaries, when = (auxiliaries, ("after",)) if takes_turns(settings) else ([], ())
     elif auxiliaries and settings.start == "auxiliary":
         prepared, auxiliaries = start_after(prepared, auxiliaries, others, folder, should_stop)
     if settings.init_from is not None and parts is None:

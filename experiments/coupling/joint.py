@@ -23,7 +23,7 @@ from experiments.coupling.phases import Phases, phases, with_turn
 from experiments.runs.memory import restart_peak
 from experiments.runs.method import Plan, plan
 from experiments.runs.prepare import Prepared
-from experiments.runs.record import environment, open_run
+from experiments.runs.record import environment, open_run, say
 from experiments.runs.results import read_result
 from experiments.runs.run import deliver, evaluate, model_details, write_result
 from experiments.runs.stage import Stage
@@ -80,6 +80,8 @@ def run_joint(
     open_run(folder, settings, planned.details, environment(prepared) | about(auxiliaries))
     if done := read_result(folder):
         return done
+    for note in planned.notes:
+        say(f"note: {note}")
     target = prepared.data.name
     dropout = None if method == "dense" else tuned(method, settings).dropout
     shared: dict[str, Any] = dict(share=share, depth=depth, first=first)

@@ -53,7 +53,8 @@ def phases(settings: Settings, steps: int) -> Phases:
     before, after = round(settings.before * steps), round(settings.after * steps)
     reached = min(max(round(settings.target_at * steps), before + 1), steps - after)
     if not before < reached <= steps - after:
-        raise InputError(f"--epochs {settings.epochs:g}: {steps} steps are too few for pruning with gates")
+        flag = f"--steps {steps}" if settings.steps else f"--epochs {settings.epochs:g}: {steps} steps"
+        raise InputError(f"{flag}: too few for --before {settings.before:g}, pruning, and --after {settings.after:g}")
     return Phases(before, reached, steps - after, steps)
 
 

@@ -67,7 +67,7 @@ def _take_over(
     depth = settings.share_depth
     if number:
         other = other._replace(start=carry_over(other.start, target.start, depth=depth))
-        teacher = fine_tune(other, folder / f"teacher-{auxiliary.name}", should_stop)
+        teacher = fine_tune(other, folder / f"teacher-{auxiliary.name}-after-others", should_stop)
         auxiliary = auxiliary._replace(teacher=teacher)
     return target._replace(start=carry_over(target.start, auxiliary.teacher, depth=depth)), auxiliary
 

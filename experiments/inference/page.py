@@ -51,7 +51,7 @@ def as_text(report: dict[str, Any]) -> str:
     for name, rows in _groups(report).items():
         lines += ["", f"### {name}", "", "| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
         lines += ["| " + " | ".join(row) + " |" for row in table_rows(rows)]
-    return "\n".join([*lines, "", *_notes(report)])
+    return "\n".join([*lines, "", _MEANING, *_notes(report)])
 
 
 def write_page(report: dict[str, Any], file: Path) -> None:

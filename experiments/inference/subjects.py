@@ -24,6 +24,8 @@ from kaprune_jax.models.bert import PRUNABLE, init_params
 from kaprune_jax.models.config import BertConfig
 
 Subject = Callable[[int, Peaks], list[dict[str, Any]]]
+LENGTH = 128
+"""Tokens of a row unless told otherwise."""
 CONTENDED = 0.1
 """Share of the processor used by others from which on a row is marked."""
 
@@ -42,8 +44,7 @@ def _saved(name: str, settings: argparse.Namespace) -> Subject:
     config = model.config
     if not config.num_logits:
         raise InputError(f"{name}: a model with the head of a task is needed, not {config.head}")
-    if settings.length > config.max_position_embeddings:
-        raise InputError(f"--length {settings.length}: {name} has {config.max_position_embeddings} positions")
+    settings = _with_length(settings, name, config)
     whole = _whole(model)
     kept = sum(int(np.count_nonzero(leaf)) for _, leaf in select(model.params, PRUNABLE))
     full = sum(leaf.size for _, leaf in select(init_shapes(whole), PRUNABLE))
@@ -62,6 +63,18 @@ def _saved(name: str, settings: argparse.Namespace) -> Subject:
     return subject
 
 
+def _with_length(settings: argparse.Namespace, name: str, config: BertConfig) -> argparse.Namespace:
+    """The settings with the length of a row: as asked, else `LENGTH`, or what the model has positions for.
+
+    Raises:
+      InputError: more are asked for than it has.
+    """
+    most = config.max_position_embeddings
+    if settings.length is not None and settings.length > most:
+        raise InputError(f"--length {settings.length}: {name} has {most} positions")
+    return argparse.Namespace(**vars(settings) | {"length": settings.length or min(LENGTH, most)})
+
+
 def random_subjects(settings: argparse.Namespace) -> list[Subject]:
     """One for every shape and density: as many blocks of 32 by 128 in every panel, at random places.
 
@@ -74,8 +87,7 @@ def random_subjects(settings: argparse.Namespace) -> list[Subject]:
 def _random(name: str, density: float, settings: argparse.Namespace) -> Subject:
     hidden, layers, heads, units = SHAPES[name]
     whole = BertConfig(30522, hidden, layers, heads, units, head="classification", labels=("no", "yes"))
-    if settings.length > whole.max_position_embeddings:
-        raise InputError(f"--length {settings.length}: {name} has {whole.max_position_embeddings} positions")
+    settings = _with_length(settings, name, whole)
     within, subject_name = None, f"{name}, random blocks"
     if settings.within:
         within = _within(name, density, settings.within)
@@ -115,6 +127,7 @@ def single_products(settings: argparse.Namespace, peaks: Peaks) -> list[dict[str
     """The first feed-forward product of each shape alone, at the densities, at all blocks, and at none."""
     found = []
     backend = "xla" if settings.backend == "auto" else settings.backend
+    settings = argparse.Namespace(**vars(settings) | {"length": settings.length or LENGTH})
     for name in settings.shapes:
         hidden, _, _, units = SHAPES[name]
         for batch in settings.batch:

@@ -49,6 +49,12 @@ class Stop:
         return self._steps % ASKED_EVERY == 0 and agree(self.signal is not None)
 
 
+_SMALLER = (
+    "the device has too little memory; what takes less: --accumulate N, --remat, or in another --out a smaller "
+    "--batch-size or --max-length"
+)
+
+
 def run_command(read: Callable[[], S], run: Callable[[S, Stop], None], arguments: list[str] | None) -> int:
     """Runs a command and returns its exit code.
 
@@ -58,7 +64,7 @@ def run_command(read: Callable[[], S], run: Callable[[S, Stop], None], arguments
       arguments: those given; None for the program's.
 
     Returns:
-      0 done; 2 bad input; 3 the loss was not finite; 4 another process of the run has gone; 130 or 143 interrupted.
+      0 done; 2 bad input, or too little memory on the device; 3 the loss was not finite; 4 another process of the run has gone; 130 or 143 interrupted.
     """
     try:
         settings = read()
@@ -87,9 +93,12 @@ def run_command(read: Callable[[], S], run: Callable[[S, Stop], None], arguments
     except OSError as error:
         code, line, known = 2, f"error: {one_line(error)}", False
     except Exception as error:
-        if not several():
+        if several():
+            code, line, known = *_of_several(error, again), False
+        elif _is_out_of_memory(error):
+            code, line = 2, f"error: {_SMALLER}; {again}, with one of the first two"
+        else:
             raise
-        code, line, known = *_of_several(error, again), False
     finally:
         release()
         stop.end()
@@ -117,6 +126,13 @@ def _join(settings: Settings) -> None:
         raise InputError(f"--{error}") from None
     flags = dataclasses.asdict(dataclasses.replace(settings, distributed=None))
     check_same({f"--{name.replace('_', '-')}": value for name, value in flags.items()})
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether the device has no room for a program or its arrays."""
+    import jax
+
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _of_several(error: Exception, again: str) -> tuple[int, str]:

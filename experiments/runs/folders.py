@@ -22,7 +22,7 @@ def check_out(settings: Settings) -> None:
         single = (out / "config.json").is_file()
         inside = sorted(file.parent.name for file in out.glob("*/env.json"))
         if not single and not inside and not (out / AUGMENTED).is_file() and not is_only_begun(out):
-            raise InputError(f"--resume: {out} is no run folder: there is nothing to go on with")
+            raise InputError(f"--resume: {out} is no run folder: there is nothing to go on with; leave --resume out")
         if single and len(settings.methods) > 1:
             raise InputError(f"--resume: {out} is a run of one method; --method {settings.method} names several")
         if set(inside) - {"teacher"} and len(settings.methods) == 1:

@@ -185,6 +185,11 @@ def _schedule(method: str, settings: Settings, steps: int) -> PruningSchedule:
     return PruningSchedule(settings.sparsity, 0, end, shape=settings.sparsity_schedule)
 
 
+def _head_counts(model: Model) -> set[int]:
+    """How many heads its layers have."""
+    return {len(model.config.layer(number).heads) for number in range(model.config.num_hidden_layers)}
+
+
 def make_objective(
     method: str, settings: Settings, start: Model, teacher: Model | None
 ) -> tuple[DistillConfig, tuple[str, ...]]:
@@ -207,7 +212,7 @@ def make_objective(
             f"{method} learns from each; --method logits does not"
         )
     if teacher is not None and (config.embeddings or config.hidden or config.attention):
-        if config.attention and teacher.config.num_attention_heads != start.config.num_attention_heads:
+        if config.attention and len(_head_counts(teacher) | _head_counts(start)) > 1:
             config = dataclasses.replace(config, attention=0.0)
             notes.append("attention scores are not distilled: teacher and student have different numbers of heads")
         if teacher.config.hidden_size != start.config.hidden_size and not config.projection:

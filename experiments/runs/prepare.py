@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from experiments.runs.augment_file import augmented_file, make_header, read_rows, rows_digest
@@ -26,6 +27,10 @@ from kaprune_jax.models.config import BertConfig
 from kaprune_jax.prune.patterns import parse_pattern
 from kaprune_jax.train.processes import check_same, on_all, on_first
 from kaprune_jax.train.sharding import default_mesh, make_mesh, mesh_text, on_mesh, row_devices
+
+
+UNKNOWN = 0.05
+"""Share of tokens without a word of the vocabulary from which on a note says so."""
 
 
 class Prepared(NamedTuple):
@@ -127,6 +132,8 @@ def _read(settings: Settings, data: TaskData | None) -> Prepared:
             f"truncated to {limit} tokens: {train.truncated} of {len(train.input_ids)} training rows, "
             f"{dev.truncated} of {len(dev.input_ids)} dev rows"
         )
+    if note := _describe_unknown(settings.model, start, train):
+        notes.append(note)
     assert settings.batch_size is not None
     batches = make_batches(settings, train)
     if batches.batch_size < settings.batch_size:
@@ -164,6 +171,16 @@ def _describe_windows(data: TaskData, train: Encoded, dev: Encoded, limit: int, 
         for name, rows, made in (("training", data.train, train), ("dev", data.dev, dev))
     ]
     return f"windows of up to {limit} tokens, {stride} shared: {', '.join(parts)}"
+
+
+def _describe_unknown(name: str, start: Model, train: Encoded) -> str | None:
+    """How much of the training rows the model has no words for, where that is a lot."""
+    found = np.concatenate([np.asarray(row) for row in train.input_ids])
+    share = float(np.mean(found == start.tokenizer.unk_token_id))
+    if share < UNKNOWN:
+        return None
+    advice = "mini knows its built-in tasks only, give another --model" if name == "mini" else "another --model may do"
+    return f"{share:.0%} of the tokens of the training rows are words unknown to {name}: {advice}"
 
 
 def make_batches(settings: Settings, train: Encoded) -> TrainBatches:

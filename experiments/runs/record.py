@@ -122,7 +122,8 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
         if given:
             name = given[0]
             raise InputError(
-                f"--resume: {folder} was started with --{name.replace('_', '-')} {old.get(name)}, now {config[name]}"
+                f"--resume: {folder} was started with --{name.replace('_', '-')} {old.get(name)}, now {config[name]}; "
+                "other flags need another --out, without --resume"
             )
         for name in ("data", "model", "teacher", "augmented rows", "auxiliary"):
             if before.get(name) != env.get(name):

@@ -109,8 +109,8 @@ def check_teacher(prepared: Prepared, value: float, folder: Path | None) -> None
     if not prepared.settings.allow_weak_teacher:
         kept = f"; it is kept in {folder}" if folder else ""
         raise InputError(
-            f"{line}{kept}; fine-tune another (--out NEW, --teacher-epochs, --teacher-learning-rate), start from a "
-            f"related task (--model RUN), or go on with {'--resume ' if folder else ''}--allow-weak-teacher"
+            f"{line}{kept}; fine-tune another (--out NEW, --teacher-epochs, --teacher-learning-rate), start from "
+            f"another model or from a run on a related task (--model), or go on with {'--resume ' if folder else ''}--allow-weak-teacher"
         )
     print(f"warning: {line}", file=sys.stderr)
 

@@ -136,7 +136,9 @@ def _columns(
     for name in wanted:
         if header.count(name) != 1:
             found = "no column" if name not in header else "more than one column"
-            raise InputError(f"{path}: {found} {name!r}; the columns are: {listing}")
+            one = len(header) == 1 and any(sign in header[0] for sign in ";,|\t")
+            hint = f"; {'tabs' if _ending(path) == '.tsv' else 'commas'} part the columns of such a file" if one else ""
+            raise InputError(f"{path}: {found} {name!r}; the columns are: {listing}{hint}")
     places = [header.index(name) for name in wanted]
     for number, record in records:
         if len(record) != len(header):

@@ -74,10 +74,15 @@ def load_start(
       key: random key for the new parts.
       pooling: None for what the checkpoint was made for.
       head_bias: what a new head's bias starts at; a regression starts at the mean label.
+
+    Raises:
+      InputError: as for `load`; or whole structures were cut out of the model.
     """
     place = find_folder(folder)
     raw = read_json(inside(place, "config.json"))
     old = from_hugging_face(raw, str(place / "config.json"))
+    if old.is_shrunk:
+        raise InputError(f"{place}: whole structures were cut out of this model; a whole one is needed to start from")
     tensors = read_tensors(place)
     found, reason = detect_pooling(place, raw, tensors)
     notes = [f"pooling {pooling}, as asked" if pooling else f"pooling {found}: {reason}"]
@@ -122,7 +127,9 @@ def find_folder(name: str | os.PathLike[str]) -> Path:
             inside(place, os.path.relpath(candidate, place))
             return candidate
     if os.path.lexists(place):
-        raise InputError(f"{place}: no model folder: config.json is missing")
+        inside_it = sorted(file.parent.parent for file in place.glob("*/model/config.json"))
+        hint = f"; there are models in {', '.join(map(str, inside_it))}" if inside_it else ""
+        raise InputError(f"{place}: no model folder: config.json is missing{hint}")
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or not text:
         raise InputError(f"{text!r}: no such folder")
     from huggingface_hub import snapshot_download

@@ -75,7 +75,7 @@ def attention_loss(
     difference = (student - teacher).astype(jnp.float32)
     by_query = jnp.sum(jnp.square(difference) * weight[:, None, None, :], axis=-1)
     error = jnp.sum(by_query * weight[:, None, :])
-    return error / (jnp.maximum(jnp.square(weight.sum(axis=1)).sum(), 1.0) * student.shape[1])
+    return error / (jnp.maximum(jnp.square(weight.sum(axis=1)).sum(), 1.0) * max(student.shape[1], 1))
 
 
 def label_loss(logits: Float[Array, "batch classes"], labels: Shaped[Array, "batch"]) -> Float[Array, "batch"]:

@@ -216,15 +216,11 @@ def _teacher_terms(config, student, teacher, mask, labels: Array | None, project
         ]
         terms["hidden"] = jnp.sum(jnp.stack(losses))
     if config.attention:
-        scores = student.attention_scores
-        if scores[0].shape[1] != teacher.attention_scores[0].shape[1]:
-            raise ValueError(
-                f"student has {scores[0].shape[1]} heads, teacher {teacher.attention_scores[0].shape[1]}; "
-                "set attention=0"
-            )
-        losses = [
-            attention_loss(score, teacher.attention_scores[j - 1], mask) for score, j in zip(scores, pairs, strict=True)
-        ]
+        matched = [(s, teacher.attention_scores[j - 1]) for s, j in zip(student.attention_scores, pairs, strict=True)]
+        for mine, theirs in matched:
+            if mine.shape[1] != theirs.shape[1]:
+                raise ValueError(f"student has {mine.shape[1]} heads, teacher {theirs.shape[1]}; set attention=0")
+        losses = [attention_loss(mine, theirs, mask) for mine, theirs in matched]
         terms["attention"] = jnp.sum(jnp.stack(losses))
     if config.logits:
         if labels is None or not jnp.issubdtype(labels.dtype, jnp.floating):

@@ -166,7 +166,7 @@ def make_coupled_step(
 
             return mean_over_parts(gradient, batches[name], accumulate)
 
-        basis = None
+        old_masks, basis = get_masks(state.opt_state), None
         if auxiliary and coupling.surgery == "attittud":
             pieces = jax.tree.map(
                 lambda leaf: _pieces(leaf, coupling.parts),
@@ -174,13 +174,16 @@ def make_coupled_step(
             )
             numbered = (*pieces, jnp.arange(coupling.parts))  # each with a dropout of its own
             (losses, terms), basis = jax.lax.map(lambda piece: value_and_grad(state.params, lead, *piece), numbered)
+            basis = basis if old_masks is None else jax.vmap(apply_masks, (0, None))(basis, old_masks)
             loss, terms, grads = jax.tree.map(lambda leaf: leaf.mean(axis=0), (losses, terms, basis))
         else:
             (loss, terms), grads = gradient_of(lead)
+            grads = grads if old_masks is None else apply_masks(grads, old_masks)
         strength = coupling.strength(state.step) / max(len(auxiliary), 1)
         mine = grads
         for name in auxiliary:
-            (other, _), other_grads = gradient_of(name)
+            (other, _), other_grads = gradient_of(name)  # masked before surgery, which looks at what can move
+            other_grads = other_grads if old_masks is None else apply_masks(other_grads, old_masks)
             other_grads = _operate(coupling, mine, other_grads, basis)
             grads = jax.tree.map(lambda one, other: one + strength * other, grads, other_grads)
             terms = terms | {"auxiliary": terms.get("auxiliary", 0.0) + other / len(auxiliary)}
@@ -193,9 +196,6 @@ def make_coupled_step(
             )
             grads = jax.tree.map(jnp.add, grads, bound_grads)
             terms = terms | {"constraint": bound}
-        old_masks = get_masks(state.opt_state)
-        if old_masks is not None:
-            grads = apply_masks(grads, old_masks)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, **for_scores(state.opt_state, grads))
         params = optax.apply_updates(state.params, updates)
         if constraint is not None:

@@ -15,7 +15,7 @@ import kaprune_jax as kp
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.folder import load_start
 from kaprune_jax.models.bert import PRUNABLE, init_params
-from kaprune_jax.models.config import BertConfig
+from kaprune_jax.models.config import BertConfig, LayerShape
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "bert"
 SMALL = BertConfig(60, 32, 2, 4, 64, 40, labels=("no", "yes"), head="classification")
@@ -191,6 +191,20 @@ def test_the_head_is_kept_for_the_same_labels_and_dropped_for_others(tmp_path, g
     assert same(dropped.model.params["encoder"], params["encoder"])
     regression = start(tmp_path / "m", head="regression", labels=(), head_bias=2.5)
     assert regression.model.params["head"]["bias"].tolist() == [2.5]
+
+
+def test_a_shrunk_model_is_nothing_to_start_from(tmp_path, getkey):
+    layers = tuple(LayerShape((0,), 8) for _ in range(SMALL.num_hidden_layers))
+    config = SMALL.replace(layers=layers, attention_head_size=SMALL.head_size)
+    kp.save(tmp_path / "m", init_params(config, getkey()), config)
+    with pytest.raises(InputError, match="whole structures were cut out of this model; a whole one is needed"):
+        start(tmp_path / "m")
+
+
+def test_a_folder_of_several_runs_says_where_its_models_are(tmp_path, getkey):
+    kp.save(tmp_path / "runs" / "b" / "model", init_params(SMALL, getkey()), SMALL)
+    with pytest.raises(InputError, match=rf"no model folder: .*; there are models in {tmp_path}/runs/b$"):
+        kp.load(tmp_path / "runs")
 
 
 def test_a_missing_pooler_starts_at_random_and_is_said(tmp_path):

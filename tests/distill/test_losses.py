@@ -72,6 +72,8 @@ def test_nothing_real_gives_zero_not_nan():
     zeros = jnp.zeros((1, 3), jnp.int32)
     assert kp.hidden_loss(jnp.ones((1, 3, 2)), jnp.zeros((1, 3, 2)), zeros) == 0.0
     assert kp.attention_loss(jnp.ones((1, 2, 3, 3)), jnp.zeros((1, 2, 3, 3)), zeros) == 0.0
+    none = jnp.zeros((1, 0, 3, 3))  # a layer whose heads are all gone
+    assert kp.attention_loss(none, none, jnp.ones((1, 3), jnp.int32)) == 0.0
 
 
 def test_label_loss_is_cross_entropy_or_squared_error(rng):

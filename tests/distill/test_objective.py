@@ -97,6 +97,11 @@ def test_widths_differ_by_a_learned_projection():
 def test_head_counts_must_agree():
     with pytest.raises(ValueError, match="student has 2 heads, teacher 4"):
         kp.objective(kp.sparsebert_loss(), outputs(0), outputs(1, heads=4), mask=MASK, labels=IDS)
+    later = outputs(1)._replace(
+        attention_scores=(outputs(1).attention_scores[0], outputs(1, heads=1).attention_scores[1])
+    )
+    with pytest.raises(ValueError, match="student has 2 heads, teacher 1"):
+        kp.objective(kp.sparsebert_loss(), outputs(0), later, mask=MASK, labels=IDS)
 
 
 def test_a_regression_learns_the_gold_score_or_the_teachers():

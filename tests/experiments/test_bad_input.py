@@ -13,6 +13,7 @@ import kaprune_jax as kp
 from experiments import glue
 from experiments.config.resolve import resolve
 from experiments.config.settings import Settings, parse
+from experiments.runs.prepare import prepare
 from kaprune_jax._errors import InputError
 
 
@@ -65,7 +66,8 @@ def refused(tmp_path, capsys, monkeypatch):
         (["--nonsense", "1"], ["--nonsense", "--help"]),
         (["--task", "rte"], ["--task rte", "--data-dir"]),
         (["--task", "rte", "--data-dir", "nowhere"], ["nowhere"]),
-        (["--train-file", "a.tsv"], ["--train-file and --dev-file"]),
+        (["--train-file", "a.tsv"], ["--train-file a.tsv", "--dev-file FILE", "--hold-out N"]),
+        (["--dev-file", "a.tsv"], ["--dev-file a.tsv", "--train-file FILE"]),
         (["--train-file", "a.tsv", "--dev-file", "b.tsv"], ["a.tsv"]),
         (["--model", "./nowhere"], ["'./nowhere'", "no such folder"]),
         (["--seed", "-1"], ["--seed -1"]),
@@ -77,6 +79,20 @@ def test_flags(refused, flags, parts):
     said = refused(*flags)
     for part in parts:
         assert part in said
+
+
+def test_rows_held_out_stand_in_for_a_dev_file():
+    assert resolve(Settings(train_file="a.tsv", hold_out=5)).dev_file == "a.tsv"
+
+
+def test_a_model_without_the_words_of_the_rows_is_said(tmp_path):
+    rows = ["sentence,label", *(f"{word} terrible plot,{label}" for label in "ab" for word in ("Sweden", "however"))]
+    (tmp_path / "own.csv").write_text("\n".join(rows) + "\n", "utf-8")
+    own = str(tmp_path / "own.csv")
+    settings = resolve(Settings(train_file=own, dev_file=own, out=str(tmp_path / "run")))
+    (note,) = (note for note in prepare(settings).notes if "unknown" in note)
+    assert "unknown to mini: mini knows its built-in tasks only, give another --model" in note
+    assert not any("unknown" in note for note in prepare(resolve(Settings(out=str(tmp_path / "run")))).notes)
 
 
 def spoiled(path, text):

@@ -11,7 +11,11 @@ from safetensors.numpy import load_file
 
 import kaprune_jax as kp
 from experiments import transfer
+from experiments.config.transfer_settings import TransferSettings, parse, resolve
+from experiments.coupling.auxiliary import prepare_auxiliaries
 from experiments.coupling.common import CoupledBatches
+from experiments.runs.prepare import prepare
+from kaprune_jax.deploy.masks import read_masks
 from kaprune_jax.models.bert import init_params
 from kaprune_jax.train.loop import fit
 
@@ -154,6 +158,29 @@ def test_interrupted_then_resumed_gives_the_same_bits(tiny, files, other, tmp_pa
         assert "--share both, now gates" in capsys.readouterr().err
         assert transfer.main([*flags, "--out", str(tmp_path / "cut"), "--resume"]) == 0
         assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+@pytest.mark.long
+def test_several_auxiliary_tasks_come_one_after_the_other(tiny, files, other, tmp_path):
+    flags = ["--model", str(tiny), *files, *QUICK, "--auxiliary", f"other={other},third={other}"]
+    flags += ["--auxiliary-text", "text", "--auxiliary-label", "kind", "--auxiliary-teacher-steps", "4"]
+    flags += ["--coupling", "sequential", "--when", "before"]
+    assert transfer.main([*flags, "--out", str(tmp_path / "run")]) == 0
+    alone, chained = (
+        load_file(tmp_path / "run" / name / "model" / "model.safetensors")
+        for name in ("teacher-third", "teacher-third-after-others")
+    )
+    assert not same(alone, chained)
+
+
+@pytest.mark.long
+def test_masks_that_are_taken_over_stay(run, tmp_path):
+    flags = ["--method", "sparsebert", "--coupling", "sequential", "--share", "gates", "--scores", "sensitivity"]
+    assert run(*flags, "--lengths", "1") == 0
+    first, target = (dict(read_masks(tmp_path / "run" / place / "model-last")) for place in ("first-other", "."))
+    assert first.keys() == target.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], target[name])
 
 
 @pytest.mark.long
@@ -316,6 +343,8 @@ def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
             ["--surgery-on gates", "masks have no gradients"],
         ),
         (["--coupling", "surgery", "--surgery", "attittud", "--accumulate", "2"], ["--accumulate 2", "attittud"]),
+        (["--method", "sparsebert", "--target-at", "0.9"], ["--target-at 0.9", "1 - --after, 0.7"]),
+        (["--method", "sparsebert", "--steps", "2"], ["--steps 2: too few for --before 0.05"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else None,
 )
@@ -326,6 +355,22 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, capsys, flags, 
     for word in words:
         assert word in said
     assert not (tmp_path / "run").exists()
+
+
+def test_the_sparsity_is_that_of_a_pattern_which_has_one():
+    assert resolve(TransferSettings()).sparsity == 0.9
+    assert resolve(TransferSettings(method="sparsebert", pattern="2:4")).sparsity == 0.5
+
+
+def test_an_auxiliary_task_is_worked_on_as_the_target_is(tiny, files, other, tmp_path):
+    flags = ["--model", str(tiny), *files, *QUICK, "--auxiliary", f"other={other}", "--auxiliary-text", "text"]
+    flags += ["--auxiliary-label", "kind", "--batch-size", "16", "--limit-train", "10", "--accumulate", "5", "--remat"]
+    settings = resolve(parse([*flags, "--out", str(tmp_path / "run")]))
+    target = prepare(settings)
+    (auxiliary,) = prepare_auxiliaries(settings, target)
+    for name in ("batch_size", "accumulate", "remat"):
+        assert getattr(auxiliary.settings, name) == getattr(target.settings, name)
+    assert auxiliary.train.batch_size == target.train.batch_size == 10
 
 
 @pytest.mark.parametrize("flags", [["--coupling", "joint", "--start", "auxiliary"], ["--coupling", "sequential"]])

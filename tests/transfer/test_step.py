@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import kaprune_jax as kp
+from kaprune_jax._tree import select
 from kaprune_jax.distill.losses import label_loss
 from kaprune_jax.l0.gates import expected_sparsity, init_gates, keep_in_bounds, sample_gates
 from kaprune_jax.l0.lagrangian import dual_ascent, init_duals, penalty
@@ -191,6 +192,20 @@ def opposed():
     for part in ("model", "gates"):
         assert flat(target["shared"][part]) @ flat(auxiliary["shared"][part]) < 0
     return target, auxiliary, joint
+
+
+@pytest.mark.parametrize("surgery", ["pcgrad", "attittud"])
+def test_surgery_looks_at_what_masks_leave(monkeypatch, surgery):
+    seen = []
+    monkeypatch.setattr(module, surgery, lambda *trees: seen.append(trees) or trees[-1])
+    pruning = kp.magnitude_pruning(kp.one_shot(0.9, at=1), prunable=r".*encoder/.*/kernel")
+    run(
+        {"target": batch_of(0), "aux": batch_of(1)}, share="weights", gates=False, steps=2,
+        tx=optax.chain(optax.sgd(RATE), pruning), coupling=Coupling(surgery=surgery, parts=2),
+    )  # fmt: skip
+    for tree in seen[-1]:
+        kernels = [leaf for path, leaf in select(tree["encoder"], r".*/kernel")]
+        assert np.mean(np.concatenate([np.ravel(leaf) for leaf in kernels]) == 0) >= 0.9
 
 
 @pytest.mark.parametrize("filtered", ["both", "weights", "gates"])
