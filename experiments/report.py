@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> Path:
     tables = [place for place in options.runs if place.suffix == ".csv"]
     places = find_runs([place for place in options.runs if place not in tables])
     if len(places) == 1 and not tables:
+        if places[0] != options.runs[0]:
+            print(f"the one run in {options.runs[0]}: {places[0].name}")
         page = write_report(places[0], out=options.out)
     else:
         parent = os.path.commonpath([place.resolve().parent for place in (*places, *tables)])

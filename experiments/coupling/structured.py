@@ -156,7 +156,12 @@ def _gated_stage(
 ) -> Stage:
     """The part of the run in which gates are learned; nothing of it is delivered."""
     target, size = prepared.data.name, prepared.settings.batch_size or 1
-    predict = make_predict(task.apply, target, gated=True, mesh=prepared.mesh)
+    gated, whole = (make_predict(task.apply, target, gated=gated, mesh=prepared.mesh) for gated in (True, False))
+
+    def score(state: TrainState) -> dict[str, float]:
+        predict = whole if int(state.step) <= where.before else gated  # until then all gates are held open
+        return evaluate(predict, state.params, prepared, batch_size=size)
+
     return Stage(
         folder,
         title=f"{target} cofi",
@@ -164,7 +169,7 @@ def _gated_stage(
         steps=where.gated,
         target_step=planned.steps + 1,
         rate=planned.rate,
-        evaluate=lambda state: evaluate(predict, state.params, prepared, batch_size=size),
+        evaluate=score,
         removed=lambda state: float(
             sparsity_of(still_gates(parts_of(state.params, target)["gates"]), constraint.layout)
         ),

@@ -160,3 +160,15 @@ def test_flags_of_masks_are_said_to_be_idle():
     assert idle_with_gates(Settings(method="cofi,sparsebert", updates=7)) == ()
     (line,) = idle_with_gates(Settings(method="cofi", updates=7))
     assert line == "--updates 7 is of pruning with masks; cofi has no use for it"
+
+
+@pytest.mark.long
+def test_what_is_scored_before_gates_close_is_what_is_trained(run, tmp_path):
+    scores = []
+    for start in ("0.998", "0.3"):  # before pruning begins, all gates are held open, wherever they start
+        flags = ["--before", "0.5", "--target-at", "0.6", "--sparsity", "0.5"]
+        assert run(*flags, "--gate-start", start, "--out", str(tmp_path / start)) == 0
+        records = map(json.loads, (tmp_path / start / "metrics.jsonl").read_text("utf-8").splitlines())
+        scores.append([each["metrics"] for each in records if each["kind"] == "eval" and each["phase"] == "prune"])
+    assert scores[0][:4] == scores[1][:4]
+    assert scores[0][0] != scores[0][1]

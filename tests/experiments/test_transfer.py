@@ -344,7 +344,10 @@ def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
         ),
         (["--coupling", "surgery", "--surgery", "attittud", "--accumulate", "2"], ["--accumulate 2", "attittud"]),
         (["--method", "sparsebert", "--target-at", "0.9"], ["--target-at 0.9", "1 - --after, 0.7"]),
-        (["--method", "sparsebert", "--steps", "2"], ["--steps 2: too few for --before 0.05"]),
+        (
+            "--method sparsebert --steps 2 --before 0.5 --target-at 0.6 --after 0.4".split(),
+            ["--steps 2: too few for --before 0.5"],
+        ),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else None,
 )
