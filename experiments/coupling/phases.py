@@ -53,8 +53,9 @@ def phases(settings: Settings, steps: int) -> Phases:
     before, after = round(settings.before * steps), round(settings.after * steps)
     reached = min(max(round(settings.target_at * steps), before + 1), steps - after)
     if not before < reached <= steps - after:
-        flag = f"--steps {steps}" if settings.steps else f"--epochs {settings.epochs:g}: {steps} steps"
-        raise InputError(f"{flag}: too few for --before {settings.before:g}, pruning, and --after {settings.after:g}")
+        flag = f"--steps {steps}" if settings.steps else f"--epochs {settings.epochs:g}"
+        parts = f"--before {settings.before:g}, pruning and --after {settings.after:g}"
+        raise InputError(f"{flag}: {steps} steps are too few for {parts}")
     return Phases(before, reached, steps - after, steps)
 
 

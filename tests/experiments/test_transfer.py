@@ -346,7 +346,7 @@ def test_the_auxiliary_task_of_a_step_follows_from_seed_and_step():
         (["--method", "sparsebert", "--target-at", "0.9"], ["--target-at 0.9", "1 - --after, 0.7"]),
         (
             "--method sparsebert --steps 2 --before 0.5 --target-at 0.6 --after 0.4".split(),
-            ["--steps 2: too few for --before 0.5"],
+            ["--steps 2: 2 steps are too few for --before 0.5"],
         ),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else None,
