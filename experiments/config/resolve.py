@@ -67,7 +67,7 @@ def resolve(settings: S) -> S:
     except ValueError as error:
         raise InputError(f"--pattern: {error}") from None
     if settings.sparsity is None:
-        filled["sparsity"] = 0.95 if pattern.sparsity is None else pattern.sparsity
+        filled["sparsity"] = settings.SPARSITY if pattern.sparsity is None else pattern.sparsity
     elif pattern.sparsity is not None and abs(settings.sparsity - pattern.sparsity) > 1e-9:
         raise InputError(
             f"--sparsity {settings.sparsity} does not go with --pattern {settings.pattern}, which removes exactly "

@@ -30,6 +30,7 @@ class Settings:
     """Every setting of a run. None where the default depends on others; `resolve` fills those in."""
 
     MODULE: ClassVar[str] = "experiments.glue"
+    SPARSITY: ClassVar[float] = 0.95  # unless a flag or the pattern says another
 
     task: str = _flag(f"{', '.join(GIVEN_TASKS)}; built in: {', '.join(MICRO_TASKS)}", "micro-rte")
     data_dir: str | None = _flag(

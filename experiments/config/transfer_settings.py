@@ -19,7 +19,6 @@ from kaprune_jax.transfer.sharing import SHARE, Share, shares_gates, shares_weig
 COUPLINGS = ("none", "sequential", "joint", "surgery")
 PHASES = ("before", "prune", "after")
 TASKS = tuple(name for name in GIVEN_TASKS if name != "squad")
-SPARSITY = 0.9
 LENGTHS = {"lengths": 2, "length_multiple": 16}
 """A coupled step is compiled for every pair of lengths, and kept from run to run of a study."""
 JOINT_TEACHER = (
@@ -36,6 +35,7 @@ class TransferSettings(Settings):
     """Every setting of a coupled run."""
 
     MODULE: ClassVar[str] = "experiments.transfer"
+    SPARSITY: ClassVar[float] = 0.9
 
     task: str = flag(f"{', '.join(TASKS)}; built in: {', '.join(MICRO_TASKS)}", "micro-rte")
     method: str | None = flag("cofi (gates) or sparsebert (masks)", "cofi")
@@ -130,8 +130,6 @@ def resolve(settings: TransferSettings) -> TransferSettings:
         raise InputError(f"{what}: answering questions is not coupled with other tasks; use experiments.glue")
     if "squad" in settings.auxiliary.split(","):
         raise InputError(f"--auxiliary {settings.auxiliary}: squad is for experiments.glue; another task is needed")
-    if settings.sparsity is None and ":" not in settings.pattern:  # which say themselves
-        settings = dataclasses.replace(settings, sparsity=SPARSITY)
     resolved = resolve_main(dataclasses.replace(with_lengths(settings, LENGTHS), no_augment=True))
     if resolved.task in names:
         raise InputError(f"--auxiliary {settings.auxiliary}: {resolved.task} is the target; another task is needed")

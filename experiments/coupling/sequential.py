@@ -12,6 +12,7 @@ from experiments.coupling.joint import run_joint
 from experiments.coupling.structured import run_structured
 from experiments.runs.method import count_steps
 from experiments.runs.prepare import Prepared
+from experiments.runs.record import say
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.folder import load
 from kaprune_jax.deploy.model import Model
@@ -67,6 +68,8 @@ def _take_over(
     depth = settings.share_depth
     if number:
         other = other._replace(start=carry_over(other.start, target.start, depth=depth))
+        if other.teacher is not None:
+            say(f"note: the given teacher of {auxiliary.name} is not used: it is fine-tuned after the tasks before it")
         teacher = fine_tune(other, folder / f"teacher-{auxiliary.name}-after-others", should_stop)
         auxiliary = auxiliary._replace(teacher=teacher)
     return target._replace(start=carry_over(target.start, auxiliary.teacher, depth=depth)), auxiliary

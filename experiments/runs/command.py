@@ -64,7 +64,8 @@ def run_command(read: Callable[[], S], run: Callable[[S, Stop], None], arguments
       arguments: those given; None for the program's.
 
     Returns:
-      0 done; 2 bad input, or too little memory on the device; 3 the loss was not finite; 4 another process of the run has gone; 130 or 143 interrupted.
+      0 done; 2 bad input, or too little memory on the device; 3 the loss was not finite; 4 another process of the run
+      has gone; 130 or 143 interrupted.
     """
     try:
         settings = read()

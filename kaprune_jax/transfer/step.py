@@ -157,16 +157,21 @@ def make_coupled_step(
                 scales=scales,
             )
 
-        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+        value_and_grad, old_masks = jax.value_and_grad(loss_of, has_aux=True), get_masks(state.opt_state)
+
+        def movable(grads: Params) -> Params:
+            """Without what masks have removed, so that surgery does not look at it either."""
+            return grads if old_masks is None else apply_masks(grads, old_masks)
 
         def gradient_of(name: str):
             def gradient(part: Array | None, rows: Mapping[str, Array], scales: Scales | None):
                 aim = _aim(tasks[name], teachers.get(name), rows)
                 return value_and_grad(state.params, name, rows, aim, part, scales)
 
-            return mean_over_parts(gradient, batches[name], accumulate)
+            value, grads = mean_over_parts(gradient, batches[name], accumulate)
+            return value, movable(grads)
 
-        old_masks, basis = get_masks(state.opt_state), None
+        basis = None
         if auxiliary and coupling.surgery == "attittud":
             pieces = jax.tree.map(
                 lambda leaf: _pieces(leaf, coupling.parts),
@@ -174,16 +179,14 @@ def make_coupled_step(
             )
             numbered = (*pieces, jnp.arange(coupling.parts))  # each with a dropout of its own
             (losses, terms), basis = jax.lax.map(lambda piece: value_and_grad(state.params, lead, *piece), numbered)
-            basis = basis if old_masks is None else jax.vmap(apply_masks, (0, None))(basis, old_masks)
+            basis = jax.vmap(movable)(basis)
             loss, terms, grads = jax.tree.map(lambda leaf: leaf.mean(axis=0), (losses, terms, basis))
         else:
             (loss, terms), grads = gradient_of(lead)
-            grads = grads if old_masks is None else apply_masks(grads, old_masks)
         strength = coupling.strength(state.step) / max(len(auxiliary), 1)
         mine = grads
         for name in auxiliary:
-            (other, _), other_grads = gradient_of(name)  # masked before surgery, which looks at what can move
-            other_grads = other_grads if old_masks is None else apply_masks(other_grads, old_masks)
+            (other, _), other_grads = gradient_of(name)
             other_grads = _operate(coupling, mine, other_grads, basis)
             grads = jax.tree.map(lambda one, other: one + strength * other, grads, other_grads)
             terms = terms | {"auxiliary": terms.get("auxiliary", 0.0) + other / len(auxiliary)}

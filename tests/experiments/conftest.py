@@ -4,10 +4,10 @@ import json
 
 import jax
 import pytest
-from short_runs import QUICK, make_files
+from short_runs import COUPLED, QUICK, make_files
 
 import kaprune_jax as kp
-from experiments import glue
+from experiments import glue, transfer
 from kaprune_jax.data.world import vocabulary, write_tokenizer
 from kaprune_jax.deploy.tokenizer import load_tokenizer
 from kaprune_jax.models.bert import init_params
@@ -59,3 +59,35 @@ def questions(tmp_path):
 def run(tiny, files, tmp_path):
     """Runs the main job on the tiny encoder; gives the exit code."""
     return lambda *flags: glue.main(["--model", str(tiny), *files, "--out", str(tmp_path / "run"), *QUICK, *flags])
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Rows of a related task, in a file of other columns."""
+    words = {"yes": ("nice", "fine", "happy"), "no": ("poor", "sad", "ugly")}
+    rows = [
+        f"a {word} {thing} .\t{label}" for label in words for word in words[label] for thing in ("day", "cat", "hat")
+    ]
+    file = tmp_path / "other.tsv"
+    file.write_text("text\tkind\n" + "\n".join(rows) + "\n", "utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def teachers(tiny, tmp_path_factory):
+    """Models with a head for the target and for the auxiliary task, as good as untrained."""
+    folders = []
+    for number in range(2):
+        config = kp.load(tiny).config.replace(head="classification", labels=("no", "yes"))
+        folders.append(tmp_path_factory.mktemp("teachers") / f"teacher{number}")
+        tokenizer = kp.load(tiny).tokenizer
+        kp.save(folders[-1], init_params(config, jax.random.key(number)), config, tokenizer=tokenizer)
+    return folders
+
+
+@pytest.fixture
+def couple(tiny, files, other, teachers, tmp_path):
+    """Runs the command with given teachers; gives the exit code."""
+    flags = ["--model", str(tiny), *files, *COUPLED, "--auxiliary", f"other={other}", "--auxiliary-text", "text"]
+    flags += ["--auxiliary-label", "kind", "--teacher", str(teachers[0]), "--auxiliary-teacher", str(teachers[1])]
+    return lambda *more, out="run": transfer.main([*flags, "--out", str(tmp_path / out), *more])

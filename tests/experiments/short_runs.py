@@ -26,6 +26,18 @@ QUICK = ["--epochs", "6", "--teacher-epochs", "40", "--batch-size", "8", "--eval
 QUICK += ["--learning-rate", "3e-3", "--teacher-learning-rate", "3e-3", "--allow-weak-teacher"]
 SHORT = ["--steps", "12", "--teacher-steps", "8", "--batch-size", "8", "--evaluations", "2", "--log-every", "4"]
 SHORT += ["--allow-weak-teacher", "--updates", "4"]
+COUPLED = ["--steps", "20", "--teacher-steps", "4", "--batch-size", "8", "--evaluations", "1", "--log-every", "10"]
+COUPLED += ["--learning-rate", "3e-3", "--allow-weak-teacher", "--sparsity", "0.7"]
+
+
+def last_weights(folder: Path) -> dict[str, np.ndarray]:
+    """The tensors of a run's last step."""
+    return load_file(folder / "model-last" / "model.safetensors")
+
+
+def same_tensors(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    """Whether names and values are the same, bit for bit."""
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def make_files(folder: Path) -> list[str]:
