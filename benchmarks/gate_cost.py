@@ -18,8 +18,9 @@ from experiments.config.settings import Settings
 from experiments.coupling.optimizers import gated_optimizer
 from kaprune_jax.models.bert import init_params, make_apply
 from kaprune_jax.train.step import init_state
+from kaprune_jax.transfer.coupling import Constraint, Task
 from kaprune_jax.transfer.sharing import make_store
-from kaprune_jax.transfer.step import Constraint, Task, make_coupled_step
+from kaprune_jax.transfer.step import make_coupled_step
 from shapes import LEARNING_RATE, SHAPES, make_batch, make_config, make_parser, timed
 
 

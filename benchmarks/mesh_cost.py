@@ -42,7 +42,6 @@ def compile_step(shape: str, mesh_text: str, devices: list[Any], *, rows: int, l
 
     import kaprune_jax as kp
     from kaprune_jax.models.bert import init_params, make_apply
-    from kaprune_jax.train.cost import step_cost
     from kaprune_jax.train.optimizer import adamw
     from kaprune_jax.train.program import CompiledStep
     from kaprune_jax.train.sharding import make_mesh, on_mesh, row_devices
@@ -60,8 +59,9 @@ def compile_step(shape: str, mesh_text: str, devices: list[Any], *, rows: int, l
     tokens = jax.ShapeDtypeStruct((total, length), jnp.int32)
     batch = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), tokens)
     batch["labels"] = jax.ShapeDtypeStruct((total,), jnp.int32)
-    compiled = CompiledStep(step, mesh).lower(state, teacher, batch).compile()
-    return step_cost(compiled), sum(leaf.size for leaf in jax.tree.leaves(teacher))
+    program = CompiledStep(step, mesh)
+    program.compile(state, teacher, batch)
+    return program.costs[-1], sum(leaf.size for leaf in jax.tree.leaves(teacher))
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from kaprune_jax.deploy.model import Model
 from kaprune_jax.l0.hard_concrete import LOWEST, keep_probability
 from kaprune_jax.models.layout import bert_layout
 from kaprune_jax.train.optimizer import learning_rate
-from kaprune_jax.transfer.step import Constraint
+from kaprune_jax.transfer.coupling import Constraint
 
 
 class Phases(NamedTuple):

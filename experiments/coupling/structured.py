@@ -44,8 +44,9 @@ from kaprune_jax.train.processes import on_first
 from kaprune_jax.train.seals import sealed_steps
 from kaprune_jax.train.sharding import fetch
 from kaprune_jax.train.step import PROJECTION, TrainState, init_state
+from kaprune_jax.transfer.coupling import Constraint, Task
 from kaprune_jax.transfer.sharing import Share, make_store, parts_of, shares_weights
-from kaprune_jax.transfer.step import Constraint, Task, make_coupled_step
+from kaprune_jax.transfer.step import make_coupled_step
 
 ShouldStop = Callable[[], bool]
 

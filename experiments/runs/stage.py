@@ -30,8 +30,8 @@ class Stage:
       last: metrics of the last evaluation.
       rates: rows per second, by log.
       seconds: before this process began with it.
-      costs: of each program the steps were compiled to, those of earlier processes on the same mesh counted.
-      compilations: how many of them this process has compiled.
+      costs: of a step with each shape of batch, those of earlier processes on the same mesh counted.
+      compilations: how many programs this process has compiled for them.
       trained: seconds until training was over, those of earlier parts and processes counted.
     """
 
@@ -166,11 +166,11 @@ class Stage:
         finally:
             self.checkpoints.close()
 
-    def _note_cost(self, cost: StepCost) -> None:
+    def _note_cost(self, cost: StepCost, programs: int) -> None:
         if not self.compilations:
             say(f"{self.recorder.title}  on {mesh_text(self.mesh.shape)}: {cost}")
         self._add_costs([cost])
-        self.compilations += 1
+        self.compilations += programs
 
     def _add_costs(self, costs: Iterable[StepCost]) -> None:
         self.costs += [cost for cost in costs if cost not in self.costs]

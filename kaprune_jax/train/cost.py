@@ -1,8 +1,9 @@
 """What a compiled step costs each device: bytes it holds, and bytes it sends others by collectives."""
 
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -62,6 +63,25 @@ def step_cost(compiled: Any) -> StepCost:
         always,
         branches,
     )
+
+
+def cost_of_parts(parts: Sequence[StepCost], arguments: int) -> StepCost:
+    """The cost of a step whose programs follow each other.
+
+    Args:
+      parts: of each; what one puts out is there until the last has run, and that gives the step's result.
+      arguments: bytes of what goes into the step.
+    """
+    *before, last = parts
+    if not before:
+        return last
+    kept = list(itertools.accumulate(part.outputs for part in before))
+    peaks = [part.temporaries + there for part, there in zip(parts, [*kept, kept[-1]], strict=True)]
+    sent = ({}, {})
+    for part in parts:
+        for totals, more in zip(sent, (part.collectives, part.branches), strict=True):
+            totals |= {kind: totals.get(kind, 0) + size for kind, size in more.items()}
+    return StepCost(arguments, last.outputs, max(peaks), last.aliased, *sent)
 
 
 def collective_bytes(text: str) -> tuple[dict[str, int], dict[str, int]]:

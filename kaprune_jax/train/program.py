@@ -1,55 +1,120 @@
 """The training step as programs that are compiled once, on a mesh, and whose cost is known."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from kaprune_jax._typing import Params
-from kaprune_jax.train.cost import StepCost, step_cost
-from kaprune_jax.train.sharding import batch_shardings, replicated, shardings
+from kaprune_jax.train.cost import StepCost, cost_of_parts, step_cost
+from kaprune_jax.train.sharding import batch_shardings, shardings
+
+Run = Callable[..., Any]
+"""`run(part, *arguments, donate=False)` calls a part of a step, a function of arrays that is the same object in every
+step; with `donate` the memory of its first argument is given away."""
+
+
+class StepInParts(NamedTuple):
+    """A training step that may be compiled as several programs; called, it is a function like any other.
+
+    Attributes:
+      function: `function(run, state, teacher_params, batch) -> (state, metrics)`. Between its calls of `run` it only
+        hands on; the last of them gives the result.
+    """
+
+    function: Callable[..., Any]
+
+    def __call__(self, state: Any, teacher_params: Any, batch: Mapping[str, Any]) -> Any:
+        """One step, its parts as they are."""
+        return self.function(lambda part, *arguments, donate=False: part(*arguments), state, teacher_params, batch)
 
 
 class CompiledStep:
     """A training step on a mesh, compiled once for every shape of batch; its state is donated, and keeps its place.
 
     Attributes:
-      costs: of each program, in the order of their first use.
-      seconds: that compiling them took.
+      costs: of a step with each shape of batch, in the order of their first use.
+      seconds: that compiling took.
     """
 
     def __init__(
-        self, step: Callable[..., Any], mesh: Mesh, *, on_compile: Callable[[StepCost], None] = lambda cost: None
+        self,
+        step: Callable[..., Any],
+        mesh: Mesh,
+        *,
+        on_compile: Callable[[StepCost, int], None] = lambda cost, programs: None,
     ):
         """Args:
         step: of `make_train_step` or `kaprune_jax.transfer.step.make_coupled_step`.
         mesh: states and teachers come as `kaprune_jax.train.sharding.place` puts them, batches as `place_batch` does.
-        on_compile: told of every program's cost.
+        on_compile: told of the cost of a step with another shape of batch, and how many programs were compiled for it.
         """
-        self.step, self.mesh, self.on_compile = step, mesh, on_compile
+        self.step = step if isinstance(step, StepInParts) else StepInParts(_in_one(step))
+        self.mesh, self.on_compile = mesh, on_compile
         self.costs: list[StepCost] = []
         self.seconds = 0.0
-        self._programs: dict[Any, Any] = {}
+        self._programs: dict[Any, dict[Callable[..., Any], Any]] = {}  # by shapes of a batch, and part of the step
+        self._compiled: dict[Any, Any] = {}  # by part, and shapes of its arguments
 
     def __call__(self, state: Any, teacher_params: Params | None, batch: Mapping[str, Any]) -> Any:
         """One step: the new state, and its metrics."""
-        shapes = jax.tree.structure(batch), tuple(leaf.shape for leaf in jax.tree.leaves(batch))
-        if shapes not in self._programs:
+        programs = self._programs.get(shapes := _shapes(batch))
+        if programs is None:
             began = time.perf_counter()
-            self._programs[shapes] = self.lower(state, teacher_params, batch).compile()
+            programs = self._programs[shapes] = self.compile(state, teacher_params, batch)
             self.seconds += time.perf_counter() - began
-            self.costs.append(step_cost(self._programs[shapes]))
-            self.on_compile(self.costs[-1])
-        return self._programs[shapes](state, teacher_params, batch)
 
-    def lower(self, state: Any, teacher_params: Params | None, batch: Mapping[str, Any]) -> jax.stages.Lowered:
-        """The program before it is compiled; `jax.ShapeDtypeStruct`s will do instead of arrays."""
-        own, theirs = shardings(state, self.mesh), shardings(teacher_params, self.mesh)
-        return jax.jit(
-            self.step,
-            donate_argnums=0,
-            in_shardings=(own, theirs, batch_shardings(batch, self.mesh)),
-            out_shardings=(own, replicated(self.mesh)),
-        ).lower(state, teacher_params, batch)
+        def run(part: Callable[..., Any], *arguments: Any, donate: bool = False) -> Any:
+            return programs[part](*arguments)
+
+        return self.step.function(run, state, teacher_params, batch)
+
+    def compile(self, state: Any, teacher_params: Params | None, batch: Mapping[str, Any]) -> dict[Any, Any]:
+        """The programs of a step by part, without running it; `jax.ShapeDtypeStruct`s will do instead of arrays."""
+        programs, fresh = {}, 0
+
+        def compile_part(part: Callable[..., Any], *arguments: Any, donate: bool = False) -> Any:
+            nonlocal fresh
+            key = part, _shapes(arguments)
+            result = jax.eval_shape(part, *arguments)
+            result = _placed(result, shardings(result, self.mesh))
+            if key not in self._compiled:
+                places = jax.tree.map(lambda leaf: leaf.sharding, result)
+                jitted = jax.jit(part, donate_argnums=0 if donate else (), out_shardings=places)
+                self._compiled[key] = jitted.lower(*arguments).compile()
+                fresh += 1
+            programs[part] = self._compiled[key]
+            return result
+
+        held = (
+            _placed(state, shardings(state, self.mesh)),
+            _placed(teacher_params, shardings(teacher_params, self.mesh)),
+            _placed(batch, batch_shardings(batch, self.mesh)),
+        )
+        self.step.function(compile_part, *held)
+        self.costs.append(cost_of_parts([step_cost(program) for program in programs.values()], _bytes(held)))
+        self.on_compile(self.costs[-1], fresh)
+        return programs
+
+
+def _in_one(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step that is one program."""
+    return lambda run, *arguments: run(step, *arguments, donate=True)
+
+
+def _shapes(tree: Any) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(leaf.shape for leaf in leaves)
+
+
+def _placed(tree: Any, places: Any) -> Any:
+    """Descriptions of arrays that lie in these places."""
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, places)
+
+
+def _bytes(tree: Any) -> int:
+    """Of such arrays, on one device."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -4,98 +4,29 @@ L = L_target + λ(t) L_auxiliary + constraint (Dery, Grangier and Hannun, 2023, 
 loss that of distillation from its own teacher, and the constraint that of `kaprune_jax.l0.lagrangian`.
 """
 
+import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from kaprune_jax._tree import path_string
 from kaprune_jax._typing import Params
-from kaprune_jax.distill.objective import DistillConfig, objective
+from kaprune_jax.distill.objective import objective
 from kaprune_jax.l0.gates import expected_sparsity, sample_gates, sparsity_of, still_gates
-from kaprune_jax.l0.lagrangian import Penalty, penalty
+from kaprune_jax.l0.lagrangian import penalty
 from kaprune_jax.l0.layout import Gates, Layout
 from kaprune_jax.prune.masks import apply_masks, mask_moments
-from kaprune_jax.train.accumulate import Scales, mean_over_parts
-from kaprune_jax.train.step import Apply, StepMetrics, TrainState, for_scores, get_masks
+from kaprune_jax.train.accumulate import mean_over_parts
+from kaprune_jax.train.program import Run, StepInParts
+from kaprune_jax.train.step import StepMetrics, TrainState, for_scores, get_masks
+from kaprune_jax.transfer.coupling import Constraint, Coupling, Task
 from kaprune_jax.transfer.sharing import has_own_gates, parts_of
 from kaprune_jax.transfer.surgery import attittud, pcgrad
-
-Fade = Literal["constant", "fade-in", "fade-out"]
-Surgery = Literal["none", "pcgrad", "attittud"]
-
-
-class Task(NamedTuple):
-    """How one task is trained.
-
-    Attributes:
-      apply: the student: `apply(params, input_ids, attention_mask, token_type_ids, gates=..., dropout_key=...)`.
-      objective: its loss.
-      teacher: the teacher's forward pass; None where no term needs it.
-      alive: which layers a student without gates has; None for all.
-    """
-
-    apply: Apply
-    objective: DistillConfig
-    teacher: Apply | None = None
-    alive: tuple[bool, ...] | None = None
-
-
-class Constraint(NamedTuple):
-    """What the gates are to come to.
-
-    Attributes:
-      layout: the model's gates.
-      sparsity: the sparsity asked for in the end, in [0, 1).
-      begin: optimizer steps before which all gates are open: plain fine-tuning.
-      warmup: steps over which the asked sparsity then rises linearly.
-      kind: of the penalty.
-      stiffness: of the "augmented" penalty.
-    """
-
-    layout: Layout
-    sparsity: float
-    begin: int
-    warmup: int
-    kind: Penalty = "augmented"
-    stiffness: float = 10.0
-
-    def asked(self, step: Array) -> Float[Array, ""]:
-        """The sparsity of a step, counted from 0."""
-        risen = (step + 1 - self.begin).astype(jnp.float32) / max(self.warmup, 1)
-        return self.sparsity * jnp.clip(risen, 0.0, 1.0)
-
-
-class Coupling(NamedTuple):
-    """How the auxiliary tasks come in.
-
-    Attributes:
-      weight: of the auxiliary loss, >= 0.
-      fade: the weight stays, rises from 0 ("fade-in"), or falls to 0 ("fade-out").
-      steps: over which it rises or falls.
-      surgery: what is done to the auxiliary gradient before it is added.
-      filtered: what surgery acts on, of what is shared: "weights", "gates" or "both".
-      parts: the target batch is cut into so many, whose gradients span the space that "attittud" looks at; their mean
-        is the target's gradient, in which the parts, not their tokens, then weigh alike.
-      tie: μ ‖log α_target - log α_auxiliary‖² / gates, where tasks have gates of their own; >= 0.
-    """
-
-    weight: float = 1.0
-    fade: Fade = "constant"
-    steps: int = 1
-    surgery: Surgery = "none"
-    filtered: Literal["weights", "gates", "both"] = "both"
-    parts: int = 4
-    tie: float = 0.0
-
-    def strength(self, step: Array) -> Float[Array, ""]:
-        """λ of a step, counted from 0."""
-        share = jnp.clip(step.astype(jnp.float32) / max(self.steps - 1, 1), 0.0, 1.0)
-        return self.weight * {"constant": jnp.float32(1.0), "fade-in": share, "fade-out": 1.0 - share}[self.fade]
 
 
 def make_coupled_step(
@@ -107,8 +38,11 @@ def make_coupled_step(
     coupling: Coupling = Coupling(),  # noqa: B008
     frozen: str | None = None,
     accumulate: int = 1,
-) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """Builds `step(state, teachers, batches) -> (state, metrics)`, to be jitted with the state donated.
+) -> StepInParts:
+    """Builds `step(state, teachers, batches) -> (state, metrics)`: the gradient of every task, then the update.
+
+    Jitted, with the state donated, it is one program; `kaprune_jax.train.program.CompiledStep` compiles its parts, so
+    that tasks with several lengths of batches need a program for each length, and not for each pair.
 
     `state.params` is a store (`kaprune_jax.transfer.sharing`); `teachers` and `batches` are dicts by task. A step works
     on the tasks whose batches it is given, and is traced once for each such set. Without the target's batch an
@@ -131,97 +65,114 @@ def make_coupled_step(
         raise ValueError(f"accumulate={accumulate}: attittud cuts a batch into parts of its own (parts)")
     order = [target, *sorted(name for name in tasks if name != target)]  # the target's draws do not depend on others
 
-    def step(state: TrainState, teachers: Mapping[str, Params], batches: Mapping[str, Mapping[str, Array]]):
-        keys = jax.random.split(jax.random.fold_in(state.key, state.step), 2)
-        lead = target if target in batches else min(batches)
-        auxiliary = [name for name in batches if name != lead]
+    @functools.cache
+    def gradient_of(name: str, pieces: int):
+        """Loss, terms, and a gradient for each piece of the batch."""
+        task = tasks[name]
 
-        def loss_of(params: Params, name: str, batch: Mapping[str, Array], aim, part=None, scales=None):
-            parts, task = parts_of(_still(params, frozen), name), tasks[name]
-            values, alive = None, None if task.alive is None else jnp.asarray(task.alive)
+        def gradient(state: TrainState, teacher: Params | None, batch: Mapping[str, Array]):
+            keys = jax.random.split(jax.random.fold_in(state.key, state.step), 2)
+
+            def loss_of(moving: Params, part: Array | None, rows: Mapping[str, Array], aim, scales=None):
+                parts = parts_of(_with(moving, state.params), name)
+                values, alive = None, None if task.alive is None else jnp.asarray(task.alive)
+                if constraint is not None:
+                    values = _open_before(sample_gates(keys[0], parts["gates"]), state.step >= constraint.begin)
+                    alive = _alive_layers(values, constraint.layout)
+                inputs = (rows["input_ids"], rows["attention_mask"], rows["token_type_ids"])
+                dropout = jax.random.fold_in(keys[1], order.index(name))
+                dropout = dropout if part is None else jax.random.fold_in(dropout, part)
+                output = task.apply(parts["model"], *inputs, gates=values, dropout_key=dropout)
+                further: dict[str, Any] = dict(labels=rows["labels"], projection=parts.get("projection"))
+                return objective(task.objective, output, aim, mask=inputs[1], alive=alive, scales=scales, **further)
+
+            value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+            moving = _moving(state.params, name, frozen)
+            if pieces > 1:
+                whole = (jnp.arange(pieces), *_cut((batch, _aim(task, teacher, batch)), pieces))
+                values, grads = jax.lax.map(lambda piece: value_and_grad(moving, *piece), whole)
+                return jax.tree.map(lambda leaf: leaf.mean(axis=0), values), _apart(grads, pieces)
+            value, grads = mean_over_parts(
+                lambda part, rows, scales: value_and_grad(moving, part, rows, _aim(task, teacher, rows), scales),
+                batch,
+                accumulate,
+            )
+            return value, [grads]
+
+        return gradient
+
+    @functools.cache
+    def update_from(lead: str):
+        """The state after a step, from what `gradient_of` gave for each task."""
+
+        def update(state: TrainState, results: Mapping[str, Any]):
+            auxiliary, old_masks = [name for name in results if name != lead], get_masks(state.opt_state)
+
+            def whole(grads: Params) -> Params:
+                """With zeros for all that it does not reach; without what masks have removed, for surgery too."""
+                grads = _with(grads, jax.tree.map(jnp.zeros_like, state.params))
+                return grads if old_masks is None else apply_masks(grads, old_masks)
+
+            (loss, terms), basis = results[lead][0], [whole(grads) for grads in results[lead][1]]
+            grads = mine = jax.tree.map(lambda *each: sum(each) / len(each), *basis) if basis[1:] else basis[0]
+            strength = coupling.strength(state.step) / max(len(auxiliary), 1)
+            for name in auxiliary:
+                (other, _), (theirs,) = results[name]
+                grads = jax.tree.map(
+                    lambda one, other: one + strength * other, grads, _operate(coupling, mine, whole(theirs), basis)
+                )
+                terms = terms | {"auxiliary": terms.get("auxiliary", 0.0) + other / len(auxiliary)}
+                loss = loss + strength * other
+            asked = delivered = jnp.float32(0.0)
+            expected = None
             if constraint is not None:
-                values = _open_before(sample_gates(keys[0], parts["gates"]), state.step >= constraint.begin)
-                alive = _alive_layers(values, constraint.layout)
-            inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-            dropout = jax.random.fold_in(keys[1], order.index(name))
-            dropout = dropout if part is None else jax.random.fold_in(dropout, part)
-            output = task.apply(parts["model"], *inputs, gates=values, dropout_key=dropout)
-            return objective(
-                task.objective,
-                output,
-                aim,
-                mask=inputs[1],
-                labels=batch["labels"],
-                projection=parts.get("projection"),
-                alive=alive,
-                scales=scales,
-            )
+                (bound, expected), bound_grads = jax.value_and_grad(_constrain, has_aux=True)(
+                    state.params, lead, auxiliary, constraint, coupling, state.step
+                )
+                grads = jax.tree.map(jnp.add, grads, bound_grads)
+                terms = terms | {"constraint": bound}
+            updates, opt_state = tx.update(grads, state.opt_state, state.params, **for_scores(state.opt_state, grads))
+            params = optax.apply_updates(state.params, updates)
+            if constraint is not None:
+                asked = constraint.asked(state.step)
+                delivered = sparsity_of(still_gates(parts_of(params, target)["gates"]), constraint.layout)
+            masks = get_masks(opt_state)
+            if masks is not None:
+                asked, delivered = optax.tree.get(opt_state, "asked"), optax.tree.get(opt_state, "delivered")
+                opt_state = jax.lax.cond(
+                    optax.tree.get(opt_state, "updated"), lambda s: mask_moments(s, masks), lambda s: s, opt_state
+                )
+            metrics = StepMetrics(loss, terms, asked, delivered, expected)
+            return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
-        value_and_grad, old_masks = jax.value_and_grad(loss_of, has_aux=True), get_masks(state.opt_state)
+        return update
 
-        def movable(grads: Params) -> Params:
-            """Without what masks have removed, so that surgery does not look at it either."""
-            return grads if old_masks is None else apply_masks(grads, old_masks)
+    def step(run: Run, state: TrainState, teachers: Mapping[str, Any], batches: Mapping[str, Any]):
+        lead = target if target in batches else min(batches)
+        spanned = {lead} if coupling.surgery == "attittud" and len(batches) > 1 else set()
+        results = {}
+        for name, batch in batches.items():
+            gradient = gradient_of(name, coupling.parts if name in spanned else 1)
+            results[name] = run(gradient, state._replace(opt_state=None), teachers.get(name), batch)
+        return run(update_from(lead), state, results, donate=True)
 
-        def gradient_of(name: str):
-            def gradient(part: Array | None, rows: Mapping[str, Array], scales: Scales | None):
-                aim = _aim(tasks[name], teachers.get(name), rows)
-                return value_and_grad(state.params, name, rows, aim, part, scales)
-
-            value, grads = mean_over_parts(gradient, batches[name], accumulate)
-            return value, movable(grads)
-
-        basis = None
-        if auxiliary and coupling.surgery == "attittud":
-            pieces = jax.tree.map(
-                lambda leaf: _pieces(leaf, coupling.parts),
-                (batches[lead], _aim(tasks[lead], teachers.get(lead), batches[lead])),
-            )
-            numbered = (*pieces, jnp.arange(coupling.parts))  # each with a dropout of its own
-            (losses, terms), basis = jax.lax.map(lambda piece: value_and_grad(state.params, lead, *piece), numbered)
-            basis = jax.vmap(movable)(basis)
-            loss, terms, grads = jax.tree.map(lambda leaf: leaf.mean(axis=0), (losses, terms, basis))
-        else:
-            (loss, terms), grads = gradient_of(lead)
-        strength = coupling.strength(state.step) / max(len(auxiliary), 1)
-        mine = grads
-        for name in auxiliary:
-            (other, _), other_grads = gradient_of(name)
-            other_grads = _operate(coupling, mine, other_grads, basis)
-            grads = jax.tree.map(lambda one, other: one + strength * other, grads, other_grads)
-            terms = terms | {"auxiliary": terms.get("auxiliary", 0.0) + other / len(auxiliary)}
-            loss = loss + strength * other
-        asked = delivered = jnp.float32(0.0)
-        expected = None
-        if constraint is not None:
-            (bound, expected), bound_grads = jax.value_and_grad(_constrain, has_aux=True)(
-                state.params, lead, auxiliary, constraint, coupling, state.step
-            )
-            grads = jax.tree.map(jnp.add, grads, bound_grads)
-            terms = terms | {"constraint": bound}
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, **for_scores(state.opt_state, grads))
-        params = optax.apply_updates(state.params, updates)
-        if constraint is not None:
-            asked = constraint.asked(state.step)
-            delivered = sparsity_of(still_gates(parts_of(params, target)["gates"]), constraint.layout)
-        masks = get_masks(opt_state)
-        if masks is not None:
-            asked, delivered = optax.tree.get(opt_state, "asked"), optax.tree.get(opt_state, "delivered")
-            opt_state = jax.lax.cond(
-                optax.tree.get(opt_state, "updated"), lambda s: mask_moments(s, masks), lambda s: s, opt_state
-            )
-        metrics = StepMetrics(loss, terms, asked, delivered, expected)
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
-
-    return step
+    return StepInParts(step)
 
 
-def _still(params: Params, frozen: str | None) -> Params:
-    """The parameters, with no gradient to those that are frozen."""
-    if frozen is None:
-        return params
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.lax.stop_gradient(leaf) if re.fullmatch(frozen, path_string(path)) else leaf, params
+def _moving(params: Params, name: str, frozen: str | None) -> Params:
+    """What the gradient of a task reaches of a store; None in place of other arrays."""
+
+    def keep(path: tuple[Any, ...], leaf: Array) -> Array | None:
+        reached = path[0].key == "shared" or path[1].key == name
+        return leaf if reached and not (frozen and re.fullmatch(frozen, path_string(path))) else None
+
+    return jax.tree_util.tree_map_with_path(keep, params)
+
+
+def _with(some: Params, others: Params) -> Params:
+    """A tree whose arrays are those of the second where the first has None."""
+    return jax.tree.map(
+        lambda one, other: other if one is None else one, some, others, is_leaf=lambda leaf: leaf is None
     )
 
 
@@ -243,15 +194,24 @@ def _alive_layers(values: Gates, layout: Layout) -> Array:
     return jnp.any(there, axis=0)
 
 
-def _pieces(leaf: Array, count: int) -> Array:
-    if leaf.shape[0] % count:
-        raise ValueError(
-            f"parts={count}: a batch of {leaf.shape[0]} target rows cannot be cut into so many equal parts"
-        )
-    return leaf.reshape((count, leaf.shape[0] // count, *leaf.shape[1:]))
+def _cut(rows: Any, pieces: int) -> Any:
+    """Arrays [rows, ...] as [pieces, rows of each, ...]."""
+
+    def cut(leaf: Array) -> Array:
+        if leaf.shape[0] % pieces:
+            raise ValueError(
+                f"parts={pieces}: a batch of {leaf.shape[0]} target rows cannot be cut into so many equal parts"
+            )
+        return leaf.reshape((pieces, leaf.shape[0] // pieces, *leaf.shape[1:]))
+
+    return jax.tree.map(cut, rows)
 
 
-def _operate(coupling: Coupling, grads: Params, others: Params, basis: Params | None) -> Params:
+def _apart(stacked: Params, pieces: int) -> list[Params]:
+    return [jax.tree.map(lambda leaf: leaf[piece], stacked) for piece in range(pieces)]  # noqa: B023
+
+
+def _operate(coupling: Coupling, grads: Params, others: Params, basis: Sequence[Params]) -> Params:
     """The auxiliary gradient with its shared part filtered, weights and gates each by themselves."""
     if coupling.surgery == "none":
         return others
@@ -263,8 +223,8 @@ def _operate(coupling: Coupling, grads: Params, others: Params, basis: Params | 
         if coupling.surgery == "pcgrad":
             shared[part] = pcgrad(mine, theirs)
         else:
-            assert basis is not None
-            shared[part] = attittud(basis["shared"][part], mine, theirs)
+            stacked = jax.tree.map(lambda *pieces: jnp.stack(pieces), *(piece["shared"][part] for piece in basis))
+            shared[part] = attittud(stacked, mine, theirs)
     return {"shared": shared, "own": others["own"]}
 
 

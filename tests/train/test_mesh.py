@@ -16,7 +16,6 @@ from kaprune_jax.l0.lagrangian import dual_ascent, init_duals
 from kaprune_jax.models.bert import init_params, make_apply
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.models.layout import bert_layout
-from kaprune_jax.train.cost import step_cost
 from kaprune_jax.train.optimizer import adamw
 from kaprune_jax.train.program import CompiledStep
 from kaprune_jax.train.sharding import (
@@ -31,8 +30,9 @@ from kaprune_jax.train.sharding import (
     shardings,
 )
 from kaprune_jax.train.step import get_masks, init_state, make_predict, make_train_step
+from kaprune_jax.transfer.coupling import Constraint, Coupling, Task
 from kaprune_jax.transfer.sharing import make_store
-from kaprune_jax.transfer.step import Constraint, Coupling, Task, make_coupled_step
+from kaprune_jax.transfer.step import make_coupled_step
 
 CONFIG = BertConfig(64, 32, 2, 4, 64, 16, head="classification", labels=("a", "b"))  # with dropout
 LAYOUT = bert_layout(CONFIG)
@@ -151,10 +151,31 @@ def test_each_shape_of_batch_is_compiled_once():
     mesh, told = make_mesh("data=8"), []
     step, state, teacher, _ = magnitude(mesh)
     state, teacher = place(state, mesh), place(teacher, mesh)
-    program = CompiledStep(step, mesh, on_compile=told.append)
+    program = CompiledStep(step, mesh, on_compile=lambda cost, programs: told.append(programs))
     for number in range(6):
         state, _ = program(state, teacher, place_batch(batch_of(number, length=(8, 16)[number % 2]), mesh))
-    assert len(told) == len(program.costs) == 2
+    assert told == [1, 1]
+    assert len(program.costs) == 2
+
+
+def test_a_program_for_each_task_and_length_not_for_each_pair_and_the_same_figures_as_in_one():
+    mesh, told = make_mesh("data=1"), []
+    step, state, teachers, _ = gated(mesh)
+    program = CompiledStep(step, mesh, on_compile=lambda cost, programs: told.append(programs))
+    _, there, _, _ = gated(mesh)
+    state, teachers = place(state, mesh), place(teachers, mesh)
+    for number, (mine, other) in enumerate([(8, 8), (16, 16), (8, 16)]):
+        batches = {"mine": batch_of(number, length=mine), "other": batch_of(20 + number, length=other)}
+        state, metrics = program(state, teachers, place_batch(batches, mesh))
+        there, wanted = step(
+            there, teachers, jax.tree.map(jnp.asarray, batches)
+        )  # not jitted: compiling would take longer
+        np.testing.assert_allclose(metrics.loss, wanted.loss, rtol=1e-5)
+        assert metrics.terms.keys() == wanted.terms.keys()
+    assert told == [3, 2, 0]  # two gradients and an update; gradients of another length; both known
+    assert len(program.costs) == 3
+    for one, two in zip(jax.tree.leaves(state.params), jax.tree.leaves(there.params), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
 
 
 def parameter_bytes(tree):
@@ -167,8 +188,8 @@ def test_what_a_device_holds_and_sends_is_known(text):
     step, state, teacher, batches = magnitude(mesh)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, teacher, batches(0)))
     program = CompiledStep(step, mesh)
-    compiled = program.lower(*shapes).compile()
-    cost = step_cost(compiled)
+    program.compile(*shapes)
+    (cost,) = program.costs
     held = jax.tree.map(
         lambda leaf, place: int(np.prod(place.shard_shape(leaf.shape))) * leaf.dtype.itemsize,
         state._replace(key=jax.random.key_data(state.key)),

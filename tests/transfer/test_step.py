@@ -17,8 +17,9 @@ from kaprune_jax.models.config import BertConfig
 from kaprune_jax.models.layout import bert_layout
 from kaprune_jax.train.step import init_state, make_train_step
 from kaprune_jax.transfer import step as module
+from kaprune_jax.transfer.coupling import Constraint, Coupling, Task
 from kaprune_jax.transfer.sharing import make_store, parts_of
-from kaprune_jax.transfer.step import Constraint, Coupling, Task, make_coupled_step
+from kaprune_jax.transfer.step import make_coupled_step
 from kaprune_jax.transfer.surgery import attittud, pcgrad
 
 # Without dropout: its keys differ from one kind of step to the other.
@@ -320,7 +321,7 @@ def test_one_trace_per_set_of_batches_while_the_sparsity_rises():
         {name: Task(APPLY, LABELS) for name in names}, "target", tx, constraint=Constraint(LAYOUT, 0.8, 5, 20)
     )
     chex.clear_trace_counter()
-    jitted = jax.jit(chex.assert_max_traces(step, n=2))
+    jitted = jax.jit(chex.assert_max_traces(step.__call__, n=2))
     state, asked, expected = init_state(store, tx, KEY), [], []
     sets = (names, ("target",))
     for number in range(50):
