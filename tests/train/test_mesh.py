@@ -158,26 +158,6 @@ def test_each_shape_of_batch_is_compiled_once():
     assert len(program.costs) == 2
 
 
-def test_a_program_for_each_task_and_length_not_for_each_pair_and_the_same_figures_as_in_one():
-    mesh, told = make_mesh("data=1"), []
-    step, state, teachers, _ = gated(mesh)
-    program = CompiledStep(step, mesh, on_compile=lambda cost, programs: told.append(programs))
-    _, there, _, _ = gated(mesh)
-    state, teachers = place(state, mesh), place(teachers, mesh)
-    for number, (mine, other) in enumerate([(8, 8), (16, 16), (8, 16)]):
-        batches = {"mine": batch_of(number, length=mine), "other": batch_of(20 + number, length=other)}
-        state, metrics = program(state, teachers, place_batch(batches, mesh))
-        there, wanted = step(
-            there, teachers, jax.tree.map(jnp.asarray, batches)
-        )  # not jitted: compiling would take longer
-        np.testing.assert_allclose(metrics.loss, wanted.loss, rtol=1e-5)
-        assert metrics.terms.keys() == wanted.terms.keys()
-    assert told == [3, 2, 0]  # two gradients and an update; gradients of another length; both known
-    assert len(program.costs) == 3
-    for one, two in zip(jax.tree.leaves(state.params), jax.tree.leaves(there.params), strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
-
-
 def parameter_bytes(tree):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 

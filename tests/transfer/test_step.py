@@ -15,6 +15,8 @@ from kaprune_jax.l0.lagrangian import dual_ascent, init_duals, penalty
 from kaprune_jax.models.bert import init_params, make_apply
 from kaprune_jax.models.config import BertConfig
 from kaprune_jax.models.layout import bert_layout
+from kaprune_jax.train.program import CompiledStep
+from kaprune_jax.train.sharding import make_mesh, place
 from kaprune_jax.train.step import init_state, make_train_step
 from kaprune_jax.transfer import step as module
 from kaprune_jax.transfer.coupling import Constraint, Coupling, Task
@@ -334,6 +336,30 @@ def test_one_trace_per_set_of_batches_while_the_sparsity_rises():
     assert expected[4] < 0.01
     assert expected[-1] > 0.6
     assert float(metrics.delivered) > 0.3
+
+
+def test_a_program_for_each_task_and_length_not_for_each_pair_and_the_same_figures_as_in_one():
+    names, mesh, told = ("target", "aux"), make_mesh("data=1"), []
+    tasks = {name: Task(APPLY, LABELS) for name in names}
+    tx = optax.sgd(RATE)
+    step = make_coupled_step(tasks, "target", tx)
+    program = CompiledStep(step, mesh, on_compile=lambda cost, programs: told.append(programs))
+    store = make_store(parts_for(names, gates=False), share="weights", target="target")
+    state = place(init_state(store, tx, KEY), mesh)
+    for mine, other in ((6, 6), (5, 5), (6, 5)):
+        batches = {"target": cut(batch_of(0), mine), "aux": cut(batch_of(1), other)}
+        before = jax.tree.map(jnp.copy, state)
+        state, metrics = program(state, dict.fromkeys(names), batches)
+    assert told == [3, 2, 0]  # two gradients and an update; gradients of another length; both known
+    assert len(program.costs) == 3
+    there, wanted = step(before, dict.fromkeys(names), batches)
+    close(state.params, there.params)
+    np.testing.assert_allclose(metrics.loss, wanted.loss, rtol=1e-5)
+    assert metrics.terms.keys() == wanted.terms.keys()
+
+
+def cut(batch, length):
+    return {name: value if name == "labels" else value[:, :length] for name, value in batch.items()}
 
 
 def test_a_step_without_the_target_trains_the_auxiliary_task():
