@@ -17,6 +17,9 @@ import kaprune_jax as kp
 from experiments.config.settings import Settings
 from experiments.coupling.optimizers import gated_optimizer
 from kaprune_jax.models.bert import init_params, make_apply
+from kaprune_jax.train.cost import StepCost
+from kaprune_jax.train.program import CompiledStep
+from kaprune_jax.train.sharding import make_mesh, place, place_batch
 from kaprune_jax.train.step import init_state
 from kaprune_jax.transfer.coupling import Constraint, Task
 from kaprune_jax.transfer.sharing import make_store
@@ -25,15 +28,17 @@ from shapes import LEARNING_RATE, SHAPES, make_batch, make_config, make_parser, 
 
 
 def build(shape: str, batch: int, length: int):
-    """Two functions that take one step each and return its seconds, without and with gates; and their traces."""
+    """Two functions that take a step and return its seconds, without and with gates; and how many programs each has."""
     sizes = SHAPES[shape]
     config = make_config(sizes)
     apply, layout = make_apply(config), kp.bert_layout(config)
     teacher = {"task": init_params(config, jax.random.key(1))}
     data = {"task": make_batch(batch, length, sizes.vocab, 0) | {"labels": np.zeros(batch, np.int32)}}
+    mesh = make_mesh("data=1")
+    teacher, data = place(teacher, mesh), place_batch(data, mesh)
     settings = dataclasses.replace(Settings(), method="cofi", gate_learning_rate=0.1, dual_learning_rate=1.0)
     tx = optax.with_extra_args_support(gated_optimizer(settings, lambda count: LEARNING_RATE, "task"))
-    traces = {"without gates": 0, "with gates": 0}
+    compiled = {"without gates": 0, "with gates": 0}
 
     def stepper(name: str, constraint: Constraint | None):
         parts = {
@@ -44,31 +49,30 @@ def build(shape: str, batch: int, length: int):
         }
         state = init_state(make_store({"task": parts}, share="nothing", target="task"), tx, jax.random.key(2))
         task = Task(apply, kp.cofi_loss(), apply)
-        inner = make_coupled_step({"task": task}, "task", tx, constraint=constraint)
+        step = make_coupled_step({"task": task}, "task", tx, constraint=constraint)
 
-        def counted(*arguments):
-            traces[name] += 1
-            return inner(*arguments)
+        def count(cost: StepCost, programs: int) -> None:
+            compiled[name] += programs
 
-        return timed(jax.jit(counted, donate_argnums=0), state, teacher, data)
+        return timed(CompiledStep(step, mesh, on_compile=count), place(state, mesh), teacher, data)
 
     constraint = Constraint(layout, 0.95, 0, 40)  # rises in every step: nothing may be compiled again
-    return stepper("without gates", None), stepper("with gates", constraint), traces
+    return stepper("without gates", None), stepper("with gates", constraint), compiled
 
 
 def main() -> None:
     """Command line."""
     arguments = make_parser(__doc__, shape="minilm", rounds=9).parse_args()
-    without, gated, traces = build(arguments.shape, arguments.batch, arguments.length)
+    without, gated, compiled = build(arguments.shape, arguments.batch, arguments.length)
     for _ in range(2):
         without(), gated()
     times = [(without(), gated()) for _ in range(arguments.rounds)]
     ratios = sorted(one / other for other, one in times)
     print(f"{arguments.shape}  batch {arguments.batch}  length {arguments.length}  jax {jax.__version__}")
-    for name, values in zip(traces, zip(*times, strict=True), strict=True):
+    for name, values in zip(compiled, zip(*times, strict=True), strict=True):
         print(f"{name:14s} {statistics.median(values):.3f} s  ({min(values):.3f} to {max(values):.3f})")
     print(f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
-    print(f"compilations: {', '.join(f'{name} {count}' for name, count in traces.items())}")
+    print(f"programs compiled: {', '.join(f'{name} {count}' for name, count in compiled.items())}")
 
 
 if __name__ == "__main__":

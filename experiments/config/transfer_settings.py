@@ -20,7 +20,7 @@ COUPLINGS = ("none", "sequential", "joint", "surgery")
 PHASES = ("before", "prune", "after")
 TASKS = tuple(name for name in GIVEN_TASKS if name != "squad")
 LENGTHS = {"lengths": 2, "length_multiple": 16}
-"""A coupled step is compiled for every pair of lengths, and kept from run to run of a study."""
+"""A gradient is compiled for each length and task; programs are kept from run to run of a study."""
 JOINT_TEACHER = (
     *TEACHER,
     *"coupling auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_seed auxiliary_rows".split(),

@@ -1,6 +1,7 @@
 """Auxiliary tasks: their rows, their starts, their teachers."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,10 @@ def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Pr
             raise InputError(f"--auxiliary {part}: has the same rows as the target")
         if settings.auxiliary_teacher is not None:
             own = dataclasses.replace(own, teacher=settings.auxiliary_teacher.split(",")[number])
-        prepared = prepare(own, data=data)
+        try:
+            prepared = prepare(own, data=data)
+        except InputError as error:
+            raise InputError(re.sub(r"^--teacher ", "--auxiliary-teacher ", str(error))) from None
         given = prepared.teacher
         if given is not None and settings.method == "sparsebert" and _form(given) != _form(prepared.start):
             raise InputError(

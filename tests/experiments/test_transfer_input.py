@@ -94,6 +94,14 @@ def test_an_encoder_of_another_shape_is_nothing_to_start_from(couple, teachers, 
     assert not (tmp_path / "run").exists()
 
 
+def test_an_auxiliary_teacher_of_other_classes_is_named_by_its_flag(couple, tiny, tmp_path, capsys):
+    assert couple("--auxiliary-teacher", str(tiny)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --auxiliary-teacher {tiny}: it predicts")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_target_cannot_be_its_own_help(couple, files, tmp_path, capsys):
     assert couple("--auxiliary", f"again={files[1]}") == 2
     assert "target's own file" in capsys.readouterr().err
