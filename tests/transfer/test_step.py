@@ -345,7 +345,7 @@ def test_a_program_for_each_task_and_length_not_for_each_pair_and_the_same_figur
     step = make_coupled_step(tasks, "target", tx)
     program = CompiledStep(step, mesh, on_compile=lambda cost, programs: told.append(programs))
     store = make_store(parts_for(names, gates=False), share="weights", target="target")
-    state = place(init_state(store, tx, KEY), mesh)
+    state = place(init_state(store, tx, jax.random.key(11)), mesh)  # a key of its own: it is given away
     for mine, other in ((6, 6), (5, 5), (6, 5)):
         batches = {"target": cut(batch_of(0), mine), "aux": cut(batch_of(1), other)}
         before = jax.tree.map(jnp.copy, state)
