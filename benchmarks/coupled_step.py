@@ -25,7 +25,7 @@ from kaprune_jax.train.step import init_state
 from kaprune_jax.transfer.coupling import Constraint, Task
 from kaprune_jax.transfer.sharing import make_store
 from kaprune_jax.transfer.step import make_coupled_step
-from shapes import LEARNING_RATE, SHAPES, make_batch, make_config, make_parser, timed
+from shapes import LEARNING_RATE, SHAPES, make_batch, make_config, make_parser, make_parts, timed
 
 TASKS = ("target", "auxiliary")
 
@@ -38,13 +38,7 @@ def build(shape: str, batch: int, lengths: tuple[int, int]):
     teachers = place({name: init_params(config, jax.random.key(1)) for name in TASKS}, mesh)
     settings = dataclasses.replace(Settings(), method="cofi", gate_learning_rate=0.1, dual_learning_rate=1.0)
     tx = optax.with_extra_args_support(gated_optimizer(settings, lambda count: LEARNING_RATE, TASKS[0]))
-    parts = {
-        "model": init_params(config, jax.random.key(0)),
-        "gates": kp.init_gates(layout),
-        "duals": kp.init_duals(),
-        "projection": kp.init_projection(sizes.hidden, sizes.hidden, jax.random.key(3)),
-    }
-    store = make_store(dict.fromkeys(TASKS, parts), share="both", target=TASKS[0])
+    store = make_store(dict.fromkeys(TASKS, make_parts(config)), share="both", target=TASKS[0])
     tasks = dict.fromkeys(TASKS, Task(apply, kp.cofi_loss(), apply))
     constraint = Constraint(layout, 0.95, 0, 40)
     step = make_coupled_step(tasks, TASKS[0], tx, constraint=constraint, frozen=frozen_of(settings))

@@ -24,7 +24,7 @@ from kaprune_jax.train.step import init_state
 from kaprune_jax.transfer.coupling import Constraint, Task
 from kaprune_jax.transfer.sharing import make_store
 from kaprune_jax.transfer.step import make_coupled_step
-from shapes import LEARNING_RATE, SHAPES, make_batch, make_config, make_parser, timed
+from shapes import LEARNING_RATE, SHAPES, make_batch, make_config, make_parser, make_parts, timed
 
 
 def build(shape: str, batch: int, length: int):
@@ -41,13 +41,9 @@ def build(shape: str, batch: int, length: int):
     compiled = {"without gates": 0, "with gates": 0}
 
     def stepper(name: str, constraint: Constraint | None):
-        parts = {
-            "model": init_params(config, jax.random.key(0)),
-            "gates": kp.init_gates(layout),
-            "duals": kp.init_duals(),
-            "projection": kp.init_projection(sizes.hidden, sizes.hidden, jax.random.key(3)),
-        }
-        state = init_state(make_store({"task": parts}, share="nothing", target="task"), tx, jax.random.key(2))
+        state = init_state(
+            make_store({"task": make_parts(config)}, share="nothing", target="task"), tx, jax.random.key(2)
+        )
         task = Task(apply, kp.cofi_loss(), apply)
         step = make_coupled_step({"task": task}, "task", tx, constraint=constraint)
 

@@ -70,6 +70,21 @@ def make_config(shape: Shape) -> Any:
     )
 
 
+def make_parts(config: Any) -> dict[str, Any]:
+    """A task's parameters in a store: an untrained encoder with every gate, multipliers and a projection."""
+    import jax
+
+    import kaprune_jax as kp
+    from kaprune_jax.models.bert import init_params
+
+    return {
+        "model": init_params(config, jax.random.key(0)),
+        "gates": kp.init_gates(kp.bert_layout(config)),
+        "duals": kp.init_duals(),
+        "projection": kp.init_projection(config.hidden_size, config.hidden_size, jax.random.key(3)),
+    }
+
+
 def timed(step: Callable[..., Any], state: Any, *inputs: Any) -> Callable[[], float]:
     """A function that takes one step, from the state that the one before has left, and returns its seconds."""
     import jax
