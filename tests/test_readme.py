@@ -15,6 +15,7 @@ from experiments.grid.glue import make_kind
 from experiments.grid.transfer import make_kind as make_coupled_kind
 from experiments.pages.markdown import markdown_table
 from experiments.pages.pairs import study_rows
+from experiments.pages.pooled import POOLED_HEADER, pool, pooled_table
 from experiments.pages.study import HEADER, table_rows, write_study
 from experiments.pages.tasks import task_table
 from experiments.pages.write import write_comparison
@@ -134,7 +135,10 @@ def test_the_tables_of_couplings_are_those_of_the_figures(study, tmp_path):
     for picture in drawn:
         assert picture.read_text("utf-8") == (tmp_path / picture.name).read_text("utf-8")
         assert f"({picture.name})" in TABLES or f"(experiments/studies/{picture.name})" in README
-    for rows in study_rows([*runs.values()]).values():
+    groups = study_rows([*runs.values()])
+    for rows in groups.values():
         assert markdown_table(HEADER, table_rows(rows)) in TABLES
+    for pooled in pool(groups).values():
+        assert markdown_table(POOLED_HEADER, pooled_table(pooled)) in TABLES
     cells = {digest(cell) for cell in read_grid(str(STUDIES / f"{study}.json"), make_coupled_kind()).cells}
     assert runs.keys() <= cells

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.pages import text as words
 from experiments.pages.data import Run, Setting, group_runs
 from kaprune_jax.deploy.masks import Structure
 
@@ -37,6 +38,11 @@ class Mean(NamedTuple):
     mean: float
     error: float
     n: int
+
+    def in_points(self) -> str:
+        """In hundredths of a score, with its sign: "+1.3 ± 0.6 (n = 3)"."""
+        error = f" ± {100 * self.error:.1f}" if self.n > 1 else ""
+        return f"{words.points(self.mean)}{error} (n = {self.n})"
 
 
 class Gap(NamedTuple):

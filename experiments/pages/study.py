@@ -11,9 +11,10 @@ from experiments.pages.compare import colours_of, link_to
 from experiments.pages.data import Run, Setting, differing_settings
 from experiments.pages.html import bullets, details, page, paragraphs, section, table
 from experiments.pages.markdown import markdown_table
-from experiments.pages.pairs import Mean, Overlap, Row, alone, gap, in_common, mean_of, overlaps, study_rows
+from experiments.pages.pairs import Overlap, Row, alone, gap, in_common, mean_of, overlaps, study_rows
+from experiments.pages.pooled import ABOUT_POOLED, POOLED_HEADER, Pooled, Setup, pool, pooled_table
 from experiments.pages.structure_pictures import average, picture, read_structure
-from experiments.pages.study_charts import drawn_names, study_charts
+from experiments.pages.study_charts import drawn_names, pooled_charts, study_charts
 from experiments.pages.write import write_files
 from kaprune_jax.deploy.masks import Structure
 
@@ -44,7 +45,7 @@ def write_study(out: Path, runs: Sequence[Run], missing: Sequence[Path] = ()) ->
     """Writes `study.html` and `study.md` of the cells that have a result; those without are counted.
 
     The charts of the page are SVG files beside it too: `scores-TASK-METRIC-PATTERN-SPARSITY.svg`, and `gains-...`, over
-    the runs without auxiliary task.
+    the runs without auxiliary task; `gains-TASK-METRIC-PATTERN-all.svg` is the mean over sparsities.
 
     Args:
       out: where to; made if it is not there.
@@ -59,12 +60,12 @@ def write_study(out: Path, runs: Sequence[Run], missing: Sequence[Path] = ()) ->
     """
     structures = {run.folder: found for run in runs if (found := read_structure(run)) is not None}
     groups = study_rows(runs)
-    pairs = overlaps([row for rows in groups.values() for row in rows], structures)
+    pairs, pools = overlaps([row for rows in groups.values() for row in rows], structures), pool(groups)
     notes = _notes(groups, len(runs) + len(missing), len(missing))
     colours = colours_of(list({row.name for rows in groups.values() for row in rows}))
-    charts = study_charts(groups, colours)
-    html = _page(out, runs, missing, groups, structures, pairs, notes, charts)
-    texts = {"study.md": _markdown(groups, pairs, notes, _commands(runs)), "study.html": html}
+    charts = study_charts(groups, colours) | pooled_charts(pools, colours)
+    html = _page(out, runs, missing, groups, pools, structures, pairs, notes, charts)
+    texts = {"study.md": _markdown(groups, pools, pairs, notes, _commands(runs)), "study.html": html}
     write_files(out, texts | {name: chart.file() for drawn in charts.values() for name, chart in drawn.items()})
     return out / "study.html"
 
@@ -74,10 +75,11 @@ def _page(
     runs: Sequence[Run],
     missing: Sequence[Path],
     groups: Mapping[Setting, list[Row]],
+    pools: Mapping[Setup, list[Pooled]],
     structures: Mapping[Path, Structure],
     pairs: Mapping[float, list[Overlap]],
     notes: Sequence[str],
-    charts: Mapping[Setting, Mapping[str, Chart]],
+    charts: Mapping[Setting | Setup, Mapping[str, Chart]],
 ) -> str:
     parts = [
         section(
@@ -89,6 +91,15 @@ def _page(
             _left(rows, structures),
         )
         for setting, rows in groups.items()
+    ]
+    parts += [
+        section(
+            str(setup),
+            "".join(chart.figure() for chart in charts[setup].values()),
+            paragraphs([ABOUT_POOLED]),
+            table(POOLED_HEADER, pooled_table(pooled)),
+        )
+        for setup, pooled in pools.items()
     ]
     alike = [
         f"<h3>{escape(_asked(sparsity))}</h3>{table(OVERLAP_HEADER, overlap_rows(found))}"
@@ -128,7 +139,7 @@ def table_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
         if paired is not None:
             difference, wins = "no seed in common", "–"
             if paired.difference.n:
-                difference = f"{words.points(paired.difference.mean)}{_plus_minus(paired.difference)}"
+                difference = paired.difference.in_points()
                 wins = f"{paired.wins} / {paired.ties} / {paired.losses}"
         error = f"± {score.error:.4f}" if score.n > 1 else "n = 1: no error bar" if score.n else "–"
         seeds = f"{score.n} ({', '.join(map(words.count, row.scores))})" if score.n else "0"
@@ -209,6 +220,7 @@ def _without_bars(rows: Iterable[Row]) -> list[str]:
 
 def _markdown(
     groups: Mapping[Setting, list[Row]],
+    pools: Mapping[Setup, list[Pooled]],
     pairs: Mapping[float, list[Overlap]],
     notes: Sequence[str],
     commands: Sequence[str],
@@ -219,6 +231,11 @@ def _markdown(
         for setting, rows in groups.items()
     ]
     parts += [f"{_READ_AS}\n"] * bool(groups)
+    parts += [
+        f"## {setup}\n\n{setup.metric}\n\n{markdown_table(POOLED_HEADER, pooled_table(pooled))}"
+        for setup, pooled in pools.items()
+    ]
+    parts += [f"{ABOUT_POOLED}\n"] * bool(pools)
     parts += [
         f"## How alike what is left is, {_asked(sparsity)}\n\n{markdown_table(OVERLAP_HEADER, overlap_rows(found))}"
         for sparsity, found in pairs.items()
@@ -236,10 +253,6 @@ def _commands(runs: Iterable[Run]) -> list[str]:
 
 def _asked(sparsity: float) -> str:
     return f"{words.percent(sparsity)} asked" if sparsity >= 0 else "no sparsity asked"
-
-
-def _plus_minus(value: Mean) -> str:
-    return f" ± {100 * value.error:.1f} (n = {value.n})" if value.n > 1 else f" (n = {value.n})"
 
 
 def _plural(number: int, word: str) -> str:

@@ -1,7 +1,6 @@
 """The two pictures of a study: scores against target rows, and what each coupling gains over pruning alone."""
 
 import itertools
-import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +9,7 @@ from experiments.pages.charts import Chart, Line, draw_lines
 from experiments.pages.data import Setting
 from experiments.pages.dots import Dot, draw_dots
 from experiments.pages.pairs import Mean, Row, alone, gap, mean_of
+from experiments.pages.pooled import Pooled, Setup
 
 
 def study_charts(
@@ -20,13 +20,20 @@ def study_charts(
     taken: set[str] = set()
     for setting, rows in groups.items():
         asked = f"{100 * setting.sparsity:.6g}" if setting.sparsity >= 0 else "none"
-        place = f"{setting.task} {setting.metric} {setting.pattern} {asked}"
-        place = re.sub(r"[^a-z0-9]+", "-", place.lower()).strip("-")
-        numbered = (f"{place}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
-        place = next(name for name in numbered if name not in taken)
-        taken.add(place)
+        place = _place(f"{setting.task} {setting.metric} {setting.pattern} {asked}", taken)
         charts = {"scores": scores(setting, rows, colours), "gains": gains(setting, rows, colours)}
         found[setting] = {f"{name}-{place}.svg": chart for name, chart in charts.items() if chart is not None}
+    return found
+
+
+def pooled_charts(pools: Mapping[Setup, Sequence[Pooled]], colours: Mapping[str, str]) -> dict[Setup, dict[str, Chart]]:
+    """The chart of each setup over all sparsities by the name of a file of its own, `gains-...-all.svg`."""
+    found: dict[Setup, dict[str, Chart]] = {}
+    taken: set[str] = set()
+    for setup, pooled in pools.items():
+        place = _place(f"{setup.task} {setup.metric} {setup.pattern} all", taken)
+        chart = pooled_gains(setup, pooled, colours)
+        found[setup] = {f"gains-{place}.svg": chart} if chart is not None else {}
     return found
 
 
@@ -71,20 +78,44 @@ def scores(setting: Setting, rows: Sequence[Row], colours: Mapping[str, str]) ->
 
 def gains(setting: Setting, rows: Sequence[Row], colours: Mapping[str, str]) -> Chart | None:
     """Differences to the runs alone, paired by seed, in points; None where nothing is coupled."""
-    dots, several = [], len({row.rows for row in rows}) > 1
-    methods = {row.runs[0].method for row in rows}
-    for row in rows:
-        base = alone(row, rows)
-        if base is None or not (found := gap(row, base)).difference.n:
-            continue
-        mean, error, n = found.difference
-        name = row.name.removeprefix(f"{row.runs[0].method}, ") if len(methods) == 1 else row.name
-        name = f"{words.count(row.rows)} rows: {name}" if several and row.rows >= 0 else name
-        says = f"{words.points(mean)}{f' ± {100 * error:.1f}' if math.isfinite(error) else ''}, n = {n}"
-        dots.append(Dot(name, says, 100 * mean, 100 * error, colours[row.name]))
+    several = len({row.rows for row in rows}) > 1
+    gaps = [(row, gap(row, base)) for row in rows if (base := alone(row, rows)) is not None]
+    dots = _dots([(row.name, row.rows if several else -1.0, found.difference) for row, found in gaps], colours)
     return draw_dots(
         dots,
         title=f"{setting.metric} of the last step against the runs alone, {words.name_setting(setting)}",
         label="points over pruning alone, mean ± standard error",
         zero=True,
     )
+
+
+def pooled_gains(setup: Setup, pools: Sequence[Pooled], colours: Mapping[str, str]) -> Chart | None:
+    """Differences to the runs alone, the mean over sparsities of each seed, in points."""
+    dots = _dots([(each.name, each.rows, each.gap.difference) for each in pools], colours)
+    return draw_dots(
+        dots,
+        title=f"{setup.metric} of the last step against the runs alone, {setup}",
+        label="points over pruning alone, mean over sparsities ± standard error over seeds",
+        zero=True,
+    )
+
+
+def _dots(differences: Sequence[tuple[str, float, Mean]], colours: Mapping[str, str]) -> list[Dot]:
+    """A dot for each name and number of rows. Names are METHOD, COUPLING; without METHOD where there is one only."""
+    methods = {name.partition(", ")[0] for name, _, _ in differences}
+    dots = []
+    for name, rows, found in differences:
+        shown = name.partition(", ")[2] if len(methods) == 1 else name
+        shown = f"{words.count(rows)} rows: {shown}" if rows >= 0 else shown
+        if found.n:
+            dots.append(Dot(shown, found.in_points(), 100 * found.mean, 100 * found.error, colours[name]))
+    return dots
+
+
+def _place(text: str, taken: set[str]) -> str:
+    """A part of a file's name, numbered where it is taken already; then it is taken too."""
+    place = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    numbered = (f"{place}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
+    free = next(name for name in numbered if name not in taken)
+    taken.add(free)
+    return free

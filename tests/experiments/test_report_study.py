@@ -192,13 +192,37 @@ def test_the_picture_of_gains_is_to_scale(tmp_path):
             gaps = 100 * (np.array(values) - np.array(scores["none", rows])[: len(values)])
             says, low, high, middle = found[f"{rows:,} rows: {coupling} with mnli"]
             assert middle == pytest.approx(gaps.mean(), abs=0.05)
-            assert says.endswith(f"n = {len(values)}")
+            assert says.endswith(f"(n = {len(values)})")
             if len(values) > 1:
                 assert (high - low) / 2 == pytest.approx(gaps.std(ddof=1) / math.sqrt(len(values)), abs=0.05)
             else:
                 assert low is high is None
     assert "surgery" not in (tmp_path / "out" / names[1]).read_text("utf-8")  # which has one number of rows
     assert html.count('<svg class="wide"') == 2
+
+
+def test_sparsities_together(tmp_path):
+    """Of each seed the mean over sparsities; a seed that one sparsity lacks is left out, and what has one sparsity."""
+    scores = {
+        ("none", 0.6): (0.60, 0.62, 0.64), ("joint", 0.6): (0.65, 0.62, 0.63),
+        ("none", 0.9): (0.50, 0.55, 0.51), ("joint", 0.9): (0.53, 0.50), ("surgery", 0.9): (0.66, 0.68, 0.61),
+    }  # fmt: skip
+    folders = []
+    for (coupling, sparsity), values in scores.items():
+        for seed, last in enumerate(values):
+            folders.append(tmp_path / "cells" / f"{coupling}-{sparsity}-{seed}")
+            make_cell(folders[-1], coupling=coupling, sparsity=sparsity, seed=seed, last=last)
+    page = Page(write_cells(tmp_path / "out", folders).read_text("utf-8"))
+    (row,) = tables((tmp_path / "out" / "study.md").read_text("utf-8"))["rte, element, sparsities together"][1:]
+    gaps = np.array([np.subtract(scores["joint", s][:2], scores["none", s][:2]) for s in (0.6, 0.9)])
+    means = 100 * gaps.mean(axis=0)
+    says = f"{means.mean():+.1f} ± {means.std(ddof=1) / math.sqrt(2):.1f} (n = 2)"
+    counts = f"{(gaps > 1e-6).sum()} / {(abs(gaps) < 1e-6).sum()} / {(gaps < -1e-6).sum()}"
+    assert row == ["cofi, joint with mnli", "100", "60.0 %, 90.0 %", says.replace("-", "−"), counts]
+    assert "rte, element, sparsities together" in page.text
+    svg = (tmp_path / "out" / "gains-rte-accuracy-element-all.svg").read_text("utf-8")
+    assert says.replace("-", "−") in svg
+    assert "surgery" not in svg
 
 
 def test_methods_and_long_names_can_be_told_apart(tmp_path):
