@@ -19,7 +19,8 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
         from experiments.grid.transfer import make_kind
 
         return run_study(make_kind(), settings.study, settings.cell, should_stop)
-    from experiments.coupling.auxiliary import get_auxiliaries, prepare_auxiliaries
+    from experiments.coupling.auxiliary import are_chained, get_auxiliaries, prepare_auxiliaries
+    from experiments.coupling.common import settings_of
     from experiments.coupling.course import check_model, run_coupling
     from experiments.coupling.ranking import rank
     from experiments.pages.write import write_comparison, write_report
@@ -45,12 +46,17 @@ def run(settings: TransferSettings, should_stop: Stop) -> None:
         say(f"note: {note}")
     if settings.rank:
         return rank(settings, prepared, others, out, should_stop)
-    auxiliaries = get_auxiliaries(settings, others, out, should_stop)
+    targets = {
+        each: prepared._replace(settings=dataclasses.replace(prepared.settings, coupling=each)) for each in wanted
+    }
+    chained = {each: are_chained(settings_of(target), others) for each, target in targets.items()}
+    kinds = {chained[each] for each in wanted if each != "none"}
+    teachers = {kind: get_auxiliaries(settings, others, out, should_stop, chained=kind) for kind in sorted(kinds)}
     results = {}
-    for coupling in wanted:
-        own = prepared._replace(settings=dataclasses.replace(prepared.settings, coupling=coupling))
+    for coupling, target in targets.items():
+        auxiliaries = teachers.get(chained[coupling], [])
         folder = out if len(wanted) == 1 else out / coupling
-        results[coupling] = run_coupling(own, auxiliaries, others, folder, out / "teacher", should_stop)
+        results[coupling] = run_coupling(target, auxiliaries, others, folder, out / "teacher", should_stop)
         on_first(lambda folder=folder: write_report(folder))
     if len(wanted) > 1:
         on_first(lambda: write_comparison(out, [out / coupling for coupling in wanted]))

@@ -242,6 +242,11 @@ def couples_teacher(settings: TransferSettings) -> bool:
     return settings.coupling != "none" and "before" in coupled_phases(settings) and shares_weights(settings.share)
 
 
+def starts_after(settings: TransferSettings) -> bool:
+    """Whether the target's training, in one of the couplings, starts from the encoder of an auxiliary teacher."""
+    return couples_teacher(settings) and ("sequential" in couplings(settings) or settings.start == "auxiliary")
+
+
 def takes_turns(settings: Settings) -> bool:
     """Whether the auxiliary tasks are trained on the smaller model before the target is: sequentially, and its weights.
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from experiments.config.resolve import resolve
 from experiments.config.settings import Settings
-from experiments.config.transfer_settings import TransferSettings, couples_teacher, couplings
-from experiments.coupling.common import Auxiliary
+from experiments.config.transfer_settings import TransferSettings, starts_after
+from experiments.coupling.common import Auxiliary, carry_over
 from experiments.runs.prepare import Prepared, prepare
+from experiments.runs.record import say
 from experiments.runs.run import run_method
 from experiments.runs.source import load_task
 from kaprune_jax._errors import InputError
@@ -51,12 +52,12 @@ def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Pr
                 f"--auxiliary-teacher: the one of {name} has {_form(given)}; sparsebert compares layer by layer with "
                 f"{_form(prepared.start)}"
             )
-        if given is not None and _begins(settings) and _shapes(given) != _shapes(prepared.start):
+        if given is not None and starts_after(settings) and _shapes(given) != _shapes(prepared.start):
             raise InputError(
                 f"--auxiliary-teacher: the encoder of the one of {name} is not of the shape of --model "
                 f"{settings.model}; the target cannot start from it"
             )
-        started = settings.start == "auxiliary" and _begins(settings)
+        started = settings.start == "auxiliary" and starts_after(settings)
         if given is not None and started and given.config.pooling != prepared.start.config.pooling:
             raise InputError(
                 f"--auxiliary-teacher: the one of {name} pools by {given.config.pooling}, the target by "
@@ -71,16 +72,40 @@ def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Pr
     return found
 
 
+def are_chained(settings: TransferSettings, others: list[Prepared]) -> bool:
+    """Whether several auxiliary tasks are learned one after the other before the target starts from what they leave."""
+    return len(others) > 1 and starts_after(settings)
+
+
 def get_auxiliaries(
-    settings: TransferSettings, others: list[Prepared], out: Path, should_stop: Callable[[], bool]
+    settings: TransferSettings,
+    others: list[Prepared],
+    out: Path,
+    should_stop: Callable[[], bool],
+    *,
+    chained: bool,
 ) -> list[Auxiliary]:
-    """The auxiliary tasks with their teachers, which are fine-tuned into `out` unless they are given."""
+    """The auxiliary tasks with their teachers, which are fine-tuned into `out` unless they are given.
+
+    Args:
+      settings: of the run.
+      others: the tasks.
+      out: the folder.
+      should_stop: asked after every step.
+      chained: each teacher but the first is fine-tuned from the encoder, or the shared layers, of the one before it,
+        so that the last has learned from all tasks; only the first can be given then.
+    """
     sizes = np.array([len(each.data.train.texts) for each in others], float) ** (1.0 / settings.auxiliary_mixing)
-    found = []
+    found: list[Auxiliary] = []
     for prepared, share in zip(others, (sizes / sizes.sum()).tolist(), strict=True):
-        teacher = prepared.teacher or fine_tune(prepared, out / f"teacher-{prepared.data.name}", should_stop)
-        fingerprint = prepared.data.fingerprint
-        found.append(Auxiliary(prepared.data.name, prepared.start, teacher, prepared.train, share, fingerprint))
+        name, own, place = prepared.data.name, prepared, out / f"teacher-{prepared.data.name}"
+        if chained and found:
+            if prepared.teacher is not None:
+                say(f"note: the given teacher of {name} is not used: it is fine-tuned after the tasks before it")
+            start = carry_over(prepared.start, found[-1].teacher, depth=settings.share_depth)
+            own, place = prepared._replace(start=start, teacher=None), out / f"teacher-{name}-after-others"
+        teacher = own.teacher or fine_tune(own, place, should_stop)
+        found.append(Auxiliary(name, prepared.start, teacher, prepared.train, share, prepared.data.fingerprint))
     return found
 
 
@@ -88,11 +113,6 @@ def fine_tune(prepared: Prepared, folder: Path, should_stop: Callable[[], bool])
     """The start of a task fine-tuned on it, into a run folder."""
     run_method("dense", prepared, folder, should_stop)
     return load(folder)
-
-
-def _begins(settings: TransferSettings) -> bool:
-    """Whether the target starts from the encoder of an auxiliary teacher."""
-    return couples_teacher(settings) and ("sequential" in couplings(settings) or settings.start == "auxiliary")
 
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,6 @@
 """What the runs of a target and its auxiliary tasks have in common: batches, tasks, first parameters, figures."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.config.checks import gate_names
+from experiments.config.transfer_settings import TransferSettings
 from experiments.coupling.phases import Phases
 from experiments.runs.prepare import Prepared, make_forward
 from kaprune_jax._typing import Params
@@ -40,6 +42,19 @@ class Auxiliary(NamedTuple):
     train: TrainBatches
     share: float = 1.0
     fingerprint: str = ""
+
+
+def carry_over(model: Model, source: Model, *, depth: int | None = None) -> Model:
+    """A model with the encoder of another, or its first layers, and its own head."""
+    parts = {"to": {"model": model.params}, "from": {"model": source.params}}
+    store = make_store(parts, share="weights", target="from", depth=depth)
+    return dataclasses.replace(model, params=parts_of(store, "to")["model"])
+
+
+def settings_of(prepared: Prepared) -> TransferSettings:
+    """The settings, which are those of a coupled run."""
+    assert isinstance(prepared.settings, TransferSettings)
+    return prepared.settings
 
 
 class CoupledBatches:

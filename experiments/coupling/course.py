@@ -15,7 +15,7 @@ from experiments.config.transfer_settings import (
     joint_teacher_settings,
     takes_turns,
 )
-from experiments.coupling.common import Auxiliary
+from experiments.coupling.common import Auxiliary, settings_of
 from experiments.coupling.joint import run_joint
 from experiments.coupling.phases import phases, plan_cofi
 from experiments.coupling.sequential import begin_sequential, start_after
@@ -112,7 +112,7 @@ def begin(
         prepared, parts = begin_sequential(prepared, auxiliaries, others, folder, should_stop)
         auxiliaries, when = (auxiliaries, ("after",)) if takes_turns(settings) else ([], ())
     elif auxiliaries and settings.start == "auxiliary":
-        prepared, auxiliaries = start_after(prepared, auxiliaries, others, folder, should_stop)
+        prepared, auxiliaries = start_after(prepared, auxiliaries)
     if settings.init_from is not None and parts is None:
         parts = voted_parts(settings, prepared)
     return Beginning(prepared, auxiliaries, when, parts)
@@ -156,9 +156,3 @@ def prune(beginning: Beginning, place: Path, folder: Path, should_stop: ShouldSt
     if settings.method == "cofi":
         return run_structured(beginning.prepared, folder, should_stop, **options)
     return run_joint("sparsebert", beginning.prepared, folder, should_stop, **options)
-
-
-def settings_of(prepared: Prepared) -> TransferSettings:
-    """The settings, which are those of a coupled run."""
-    assert isinstance(prepared.settings, TransferSettings)
-    return prepared.settings

@@ -41,7 +41,7 @@ def rank(
     (leave one out). LEEP: how well the candidate's classes predict the target's; for classes only. Overlap: what a
     short prune on the candidate and one on the target both keep, of what either keeps.
     """
-    auxiliaries = get_auxiliaries(settings, others, out, should_stop)
+    auxiliaries = get_auxiliaries(settings, others, out, should_stop, chained=False)
     rows, labels = target.train.data, target.data.train.labels
     masks = None
     if settings.method == "cofi":

@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.transfer_settings import TransferSettings, coupled_phases, couples_teacher
-from experiments.coupling.auxiliary import fine_tune
-from experiments.coupling.common import Auxiliary
+from experiments.coupling.common import Auxiliary, carry_over, settings_of
 from experiments.coupling.joint import run_joint
 from experiments.coupling.structured import run_structured
 from experiments.runs.method import count_steps
 from experiments.runs.prepare import Prepared
-from experiments.runs.record import say
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.folder import load
-from kaprune_jax.deploy.model import Model
 from kaprune_jax.transfer.sharing import make_store, parts_of, shares_gates, shares_weights
 
 PRUNING = (
@@ -26,53 +23,18 @@ PRUNING = (
 """Settings of pruning that an auxiliary task takes over from the target."""
 
 
-def carry_over(model: Model, source: Model, *, depth: int | None = None) -> Model:
-    """A model with the encoder of another, or its first layers, and its own head."""
-    parts = {"to": {"model": model.params}, "from": {"model": source.params}}
-    store = make_store(parts, share="weights", target="from", depth=depth)
-    return dataclasses.replace(model, params=parts_of(store, "to")["model"])
-
-
-def start_after(
-    prepared: Prepared,
-    auxiliaries: list[Auxiliary],
-    others: list[Prepared],
-    folder: Path,
-    should_stop: Callable[[], bool],
-) -> tuple[Prepared, list[Auxiliary]]:
-    """Fine-tunes on the auxiliary tasks one after the other, before they are trained together with the target.
+def start_after(prepared: Prepared, auxiliaries: list[Auxiliary]) -> tuple[Prepared, list[Auxiliary]]:
+    """What tasks that are trained together start from where the auxiliary ones come first.
 
     Returns:
-      The target with the encoder that this leaves as its start (STILT, Phang et al., 2018, arXiv:1811.01088), and the
-      auxiliary tasks with it too, beside the heads of their teachers.
+      The target with the encoder of the last of their chained teachers as its start (STILT, Phang et al., 2018,
+      arXiv:1811.01088), and the auxiliary tasks with it too, beside the heads of their teachers.
     """
-    settings, found = prepared.settings, []
-    assert isinstance(settings, TransferSettings)
-    for number, (auxiliary, other) in enumerate(zip(auxiliaries, others, strict=True)):
-        prepared, auxiliary = _take_over(settings, prepared, auxiliary, other, number, folder, should_stop)
-        found.append(auxiliary)
-    depth = settings.share_depth
-    return prepared, [each._replace(start=carry_over(each.teacher, prepared.start, depth=depth)) for each in found]
-
-
-def _take_over(
-    settings: TransferSettings,
-    target: Prepared,
-    auxiliary: Auxiliary,
-    other: Prepared,
-    number: int,
-    folder: Path,
-    should_stop: Callable[[], bool],
-) -> tuple[Prepared, Auxiliary]:
-    """The target's start after one more auxiliary task, which goes on from what the one before has left."""
-    depth = settings.share_depth
-    if number:
-        other = other._replace(start=carry_over(other.start, target.start, depth=depth))
-        if other.teacher is not None:
-            say(f"note: the given teacher of {auxiliary.name} is not used: it is fine-tuned after the tasks before it")
-        teacher = fine_tune(other, folder / f"teacher-{auxiliary.name}-after-others", should_stop)
-        auxiliary = auxiliary._replace(teacher=teacher)
-    return target._replace(start=carry_over(target.start, auxiliary.teacher, depth=depth)), auxiliary
+    depth = settings_of(prepared).share_depth
+    prepared = _go_on(prepared, auxiliaries[-1], depth)
+    return prepared, [
+        each._replace(start=carry_over(each.teacher, prepared.start, depth=depth)) for each in auxiliaries
+    ]
 
 
 def begin_sequential(
@@ -90,17 +52,20 @@ def begin_sequential(
     Returns:
       The target with that start, and the parts (weights, gates) to prune from, or None.
     """
-    settings = prepared.settings
-    assert isinstance(settings, TransferSettings)
+    settings = settings_of(prepared)
     when, parts = coupled_phases(settings), None
-    for number, (auxiliary, other) in enumerate(zip(auxiliaries, others, strict=True)):
+    for auxiliary, other in zip(auxiliaries, others, strict=True):
         if couples_teacher(settings):
-            prepared, auxiliary = _take_over(settings, prepared, auxiliary, other, number, folder, should_stop)
-            other = other._replace(start=carry_over(other.start, prepared.start, depth=settings.share_depth))
+            prepared, other = (_go_on(each, auxiliary, settings.share_depth) for each in (prepared, other))
         if "prune" in when:
             place = folder / f"first-{auxiliary.name}"
             parts = prune_first(settings, other, auxiliary, prepared, place, should_stop, first=parts)
     return prepared, parts
+
+
+def _go_on(prepared: Prepared, auxiliary: Auxiliary, depth: int | None) -> Prepared:
+    """A task whose start has the encoder, or the first layers, of an auxiliary teacher."""
+    return prepared._replace(start=carry_over(prepared.start, auxiliary.teacher, depth=depth))
 
 
 def prune_first(

@@ -39,7 +39,8 @@ def _resolve(settings: TransferSettings) -> TransferSettings:
 
 
 def _run(settings: TransferSettings, folder: Path, out: Path, should_stop: ShouldStop) -> None:
-    from experiments.coupling.auxiliary import get_auxiliaries, prepare_auxiliaries
+    from experiments.coupling.auxiliary import are_chained, get_auxiliaries, prepare_auxiliaries
+    from experiments.coupling.common import Auxiliary
     from experiments.coupling.course import begin, check_model, get_target_teacher, prune
     from experiments.coupling.sequential import PRUNING
     from experiments.pages.write import write_report
@@ -52,9 +53,15 @@ def _run(settings: TransferSettings, folder: Path, out: Path, should_stop: Shoul
     others, auxiliaries = [], []
     if settings.coupling != "none":
         others = prepare_auxiliaries(settings, prepared)
-        place = out / "teachers" / f"auxiliary-{digest_of(settings, _OTHER)}"
-        make_once(place, lambda work: get_auxiliaries(settings, others, work, should_stop), should_stop)
-        auxiliaries = get_auxiliaries(settings, others, place, should_stop)
+        chained = are_chained(settings, others)
+        same = [*_OTHER, "share_depth", "auxiliary_teacher"] if chained else _OTHER
+        place = out / "teachers" / f"{'chained' if chained else 'auxiliary'}-{digest_of(settings, same)}"
+
+        def get(place: Path) -> list[Auxiliary]:
+            return get_auxiliaries(settings, others, place, should_stop, chained=chained)
+
+        make_once(place, get, should_stop)
+        auxiliaries = get(place)
     earlier = folder
     if settings.coupling == "sequential" and settings.share != "nothing":  # is the same for every set of target rows
         names = [*_OTHER, *PRUNING, "method", "share", "share_depth", "when", "auxiliary_teacher"]

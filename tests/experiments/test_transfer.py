@@ -115,15 +115,27 @@ def test_interrupted_then_resumed_gives_the_same_bits(tiny, files, other, tmp_pa
 
 @pytest.mark.long
 def test_several_auxiliary_tasks_come_one_after_the_other(tiny, files, other, tmp_path):
+    """Each goes on from the one before; by itself each is fine-tuned only for a coupling that wants it so."""
     flags = ["--model", str(tiny), *files, *COUPLED, "--auxiliary", f"other={other},third={other}"]
     flags += ["--auxiliary-text", "text", "--auxiliary-label", "kind", "--auxiliary-teacher-steps", "4"]
-    flags += ["--coupling", "sequential", "--when", "before"]
-    assert transfer.main([*flags, "--out", str(tmp_path / "run")]) == 0
-    alone, chained = (
-        load_file(tmp_path / "run" / name / "model" / "model.safetensors")
-        for name in ("teacher-third", "teacher-third-after-others")
+    flags += ["--when", "before", "--out", str(tmp_path / "run")]
+    chain = ["teacher-other", "teacher-third-after-others"]
+    assert transfer.main([*flags, "--coupling", "sequential"]) == 0
+    assert sorted(place.name for place in (tmp_path / "run").glob("teacher-*")) == chain
+    flags[-1] = str(tmp_path / "both")
+    assert transfer.main([*flags, "--coupling", "joint,sequential"]) == 0
+    assert sorted(place.name for place in (tmp_path / "both").glob("teacher-*")) == [
+        "teacher-other",
+        "teacher-third",
+        chain[1],
+    ]
+    first, alone, chained = (
+        load_file(tmp_path / "both" / name / "model" / "model.safetensors")
+        for name in ("teacher-other", "teacher-third", chain[1])
     )
+    assert same_tensors(first, alone)  # the same rows
     assert not same_tensors(alone, chained)
+    assert same_tensors(chained, load_file(tmp_path / "run" / chain[1] / "model" / "model.safetensors"))
 
 
 @pytest.mark.long
