@@ -24,6 +24,7 @@ from experiments.coupling.optimizers import frozen_of, smaller_optimizer
 from experiments.coupling.phases import Phases, plan_cofi, with_turn
 from experiments.runs.memory import restart_peak
 from experiments.runs.method import Plan
+from experiments.runs.parts import read_parts, write_parts
 from experiments.runs.prepare import Prepared, make_forward
 from experiments.runs.record import environment, open_run, say
 from experiments.runs.results import read_result
@@ -100,6 +101,8 @@ def run_structured(
         constraint=constraint,
         dropout=tuned("cofi", settings).dropout,
     )
+    if gates_only and (parts := read_parts(folder, like=parts_of(team.store, target))) is not None:
+        return parts
     options: dict[str, Any] = dict(
         coupling=coupling_of(settings, where), frozen=frozen_of(settings), accumulate=settings.accumulate
     )
@@ -118,7 +121,8 @@ def run_structured(
         **training,
     )
     if gates_only:
-        return fetch(parts_of(state.params, target))
+        write_parts(folder, parts := fetch(parts_of(state.params, target)))
+        return parts
     assert settings.sparsity is not None
     values = finalize(fetch(parts_of(state.params, target)["gates"]), constraint.layout, settings.sparsity)
     smaller = _Smaller(prepared, planned, where, constraint, folder, state.params, values, teacher, gated)

@@ -7,6 +7,7 @@ from safetensors.numpy import load_file
 from short_runs import same_tensors
 
 from experiments import transfer
+from experiments.coupling.course import prune
 
 
 @pytest.mark.long
@@ -39,7 +40,15 @@ def test_a_study_runs_its_cells_once_and_in_slices(couple, files, other, teacher
 
 
 @pytest.mark.long
-def test_cells_share_what_comes_before_the_target(couple, files, other, teachers, tiny, tmp_path, capsys):
+def test_cells_share_what_comes_before_the_target(couple, files, other, teachers, tiny, tmp_path, monkeypatch, capsys):
+    """Other processes may do so at the same time: nobody holds it while the target is pruned."""
+    locks = []
+
+    def prune_as(beginning, place, folder, should_stop):
+        locks.append([*(tmp_path / "study" / "earlier").rglob("lock")])
+        return prune(beginning, place, folder, should_stop)
+
+    monkeypatch.setattr("experiments.coupling.course.prune", prune_as)
     base = {"train_file": files[1], "dev_file": files[3], "model": str(tiny), "auxiliary": f"other={other}"}
     base |= {"auxiliary_text": "text", "auxiliary_label": "kind", "steps": 20, "batch_size": 8, "auxiliary_seed": 0}
     base |= {"auxiliary_teacher": str(teachers[1]), "evaluations": 1, "sparsity": 0.7, "when": "prune"}
@@ -49,6 +58,7 @@ def test_cells_share_what_comes_before_the_target(couple, files, other, teachers
     file.write_text(json.dumps({"out": str(tmp_path / "study"), "base": base, "grids": [grid]}), "utf-8")
     assert transfer.main(["--study", str(file)]) == 0
     assert len(list((tmp_path / "study" / "earlier").iterdir())) == 1
+    assert locks == [[], []]
     flags = ["--coupling", "sequential", "--when", "prune", "--auxiliary-seed", "0", "--seed", "0"]
     assert couple(*flags, "--limit-train", "30") == 0
     cell = next((tmp_path / "study" / "cells").glob("*30*"))
