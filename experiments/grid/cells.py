@@ -1,8 +1,9 @@
 """A grid of runs as independent, resumable run folders: `--study FILE`, and `--cell I/N` for one slice of it.
 
 What the file says is in `experiments.grid.file`. Teachers are shared by the cells that have the same ones. Slices may
-run at the same time, on several machines with a common folder: cell k belongs to slice k modulo N. A grid that has
-grown since keeps the cells it has, and so does a folder that has only `figures.csv` left of them.
+run at the same time, on several machines with a common folder: cell k belongs to slice k modulo N. So may processes
+without slices: each takes the next cell that none of them works on. A grid that has grown since keeps the cells it has,
+and so does a folder that has only `figures.csv` left of them.
 """
 
 import contextlib
@@ -44,10 +45,15 @@ def run_study(kind: Kind[S], file: str, cell: str | None, should_stop: ShouldSto
         folder = Path(settings.out or "")
         if _cell_of(folder) in known or (folder / "result.json").is_file():
             continue
-        say(f"\ncell {index} of {len(mine)}: {folder.name}")
-        hold(folder)
-        kind.run(settings, folder, grid.out, should_stop)
-        lighten(folder)
+        try:
+            hold(folder)
+        except Busy:
+            say(f"\ncell {index} of {len(mine)}: {folder.name}: left to another process, which is at work on it")
+            continue
+        if not (folder / "result.json").is_file():  # or another process has ended it meanwhile
+            say(f"\ncell {index} of {len(mine)}: {folder.name}")
+            kind.run(settings, folder, grid.out, should_stop)
+            lighten(folder)
         release(folder)
         _keep(grid.out, folders)
     runs = _keep(grid.out, folders)

@@ -162,6 +162,25 @@ def test_a_teacher_that_another_process_reads_can_be_read_too(write, tmp_path):
     assert len(results(tmp_path / "study")) == 2
 
 
+def test_a_cell_that_another_process_works_on_is_left_to_it(write, tmp_path, capsys):
+    """So several processes with the same command share the cells."""
+    file = write([{"sparsity": [0.8, 0.5]}])
+    assert glue.main(["--study", str(file)]) == 0
+    one, other = sorted((tmp_path / "study" / "cells").iterdir())
+    for folder in (one, other):
+        (folder / "result.json").unlink()
+    (tmp_path / "study" / "figures.csv").unlink()
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(one)], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        assert glue.main(["--study", str(file)]) == 0
+        process.kill()
+    assert f"{one.name}: left to another process" in capsys.readouterr().out
+    assert not (one / "result.json").exists()
+    assert (other / "result.json").is_file()
+    assert glue.main(["--study", str(file)]) == 0
+    assert len(results(tmp_path / "study")) == 2
+
+
 def test_an_interrupted_study_says_how_it_goes_on(write, tmp_path, monkeypatch, capsys):
     file = write([{"sparsity": [0.8]}])
 
