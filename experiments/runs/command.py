@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from experiments.runs.lock import release
 from experiments.config.settings import Settings
+from experiments.runs.lock import release
 from kaprune_jax._errors import InputError, one_line
 
 S = TypeVar("S", bound=Settings)

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from experiments.config.settings import Settings
 from experiments.runs.augment_file import AUGMENTED, PREVIEW
 from experiments.runs.lock import LOCK, check_free
-from experiments.config.settings import Settings
 from kaprune_jax._errors import InputError
 
 

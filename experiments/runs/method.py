@@ -11,9 +11,9 @@ import jax
 import optax
 
 from experiments.config.checks import loss_weights
-from experiments.runs.prepare import Prepared
 from experiments.config.settings import Settings
 from experiments.config.tuned import tuned
+from experiments.runs.prepare import Prepared
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.deploy.model import Model

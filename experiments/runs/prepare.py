@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments.config.settings import Settings
 from experiments.runs.augment_file import augmented_file, make_header, read_rows, rows_digest
 from experiments.runs.folders import check_out, check_place
-from experiments.config.settings import Settings
 from experiments.runs.source import load_task
 from kaprune_jax._errors import InputError
 from kaprune_jax._tree import select
@@ -27,7 +27,6 @@ from kaprune_jax.models.config import BertConfig
 from kaprune_jax.prune.patterns import parse_pattern
 from kaprune_jax.train.processes import check_same, on_all, on_first
 from kaprune_jax.train.sharding import default_mesh, make_mesh, mesh_text, on_mesh, row_devices
-
 
 UNKNOWN = 0.05
 """Share of tokens without a word of the vocabulary from which on a note says so."""

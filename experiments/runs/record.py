@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 
+from experiments.config.settings import Settings
 from experiments.runs.augment_file import rows_digest
 from experiments.runs.lock import Busy, check_free, hold
 from experiments.runs.parts import PARTS
 from experiments.runs.prepare import Prepared
-from experiments.config.settings import Settings
 from kaprune_jax._errors import InputError
 from kaprune_jax.deploy.weights import read_json
 from kaprune_jax.train.loop import LogRecord
@@ -105,7 +105,9 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
     Raises:
       InputError: the folder holds a run with other settings, another process is at work in it, or it cannot be written.
     """
-    if any((folder / name).is_file() for name in ("result.json", PARTS)):  # finished: may be read by several at once; the lock of one that was killed goes
+    if any(
+        (folder / name).is_file() for name in ("result.json", PARTS)
+    ):  # finished: may be read by several at once; the lock of one that was killed goes
         with contextlib.suppress(Busy):
             check_free(folder)
     else:

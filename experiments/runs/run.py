@@ -10,14 +10,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments.config.settings import teacher_settings
+from experiments.config.tuned import tuned
 from experiments.runs.memory import peak_bytes, restart_peak
 from experiments.runs.method import Plan, plan, recipe, short_name
 from experiments.runs.prepare import Prepared, make_forward
 from experiments.runs.record import environment, open_run, say, versions, write_json
 from experiments.runs.results import card, delivered, read_result
-from experiments.config.settings import teacher_settings
 from experiments.runs.stage import Stage
-from experiments.config.tuned import tuned
 from kaprune_jax._errors import InputError
 from kaprune_jax._typing import Params
 from kaprune_jax.data.loader import Encoded, eval_batches
@@ -107,10 +107,10 @@ def check_teacher(prepared: Prepared, value: float, folder: Path | None) -> None
         f"(at least {least:.4f} is wanted): there is nothing to distil"
     )
     if not prepared.settings.allow_weak_teacher:
-        kept = f"; it is kept in {folder}" if folder else ""
+        kept, resume = (f"; it is kept in {folder}", "--resume ") if folder else ("", "")
         raise InputError(
             f"{line}{kept}; fine-tune another (--out NEW, --teacher-epochs, --teacher-learning-rate), start from "
-            f"another model or from a run on a related task (--model), or go on with {'--resume ' if folder else ''}--allow-weak-teacher"
+            f"another model or from a run on a related task (--model), or go on with {resume}--allow-weak-teacher"
         )
     print(f"warning: {line}", file=sys.stderr)
 

@@ -1,8 +1,8 @@
 """Where the rows of a run come from."""
 
 from experiments.config.checks import asks_questions
-from experiments.presets import MICRO_TASKS
 from experiments.config.settings import Settings
+from experiments.presets import MICRO_TASKS
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.glue import load_files, load_glue
 from kaprune_jax.data.remote import load_hub, load_squad_hub, load_squad_tfds, load_tfds

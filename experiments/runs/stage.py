@@ -9,9 +9,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from experiments.config.settings import Settings
 from experiments.runs.record import Recorder, say
 from experiments.runs.replace import finish_replacing, replace_folder
-from experiments.config.settings import Settings
 from kaprune_jax._typing import Params
 from kaprune_jax.train.checkpoint import Checkpoints
 from kaprune_jax.train.cost import StepCost

@@ -12,7 +12,8 @@ def summary(method: str, result: dict[str, Any]) -> str:
     return (
         f"{method}: {result['metric']} {dense}{result['pruned']:.4f} (last step {result['last']:.4f}){_exact(result)}; "
         f"zeros: {sizes['encoder']:.4%} of the encoder matrices, {sizes['all']:.2%} of all parameters; "
-        f"{bytes['dense'] / 1e6:.1f} MB with them, {bytes['stored'] / 1e6:.1f} MB without (experiments.export --to small)"
+        f"{bytes['dense'] / 1e6:.1f} MB with them, {bytes['stored'] / 1e6:.1f} MB without "
+        "(experiments.export --to small)"
     )
 
 
