@@ -105,9 +105,8 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
     Raises:
       InputError: the folder holds a run with other settings, another process is at work in it, or it cannot be written.
     """
-    if any(
-        (folder / name).is_file() for name in ("result.json", PARTS)
-    ):  # finished: may be read by several at once; the lock of one that was killed goes
+    is_finished = any((folder / name).is_file() for name in ("result.json", PARTS))
+    if is_finished:  # may be read by several at once; the lock of one that was killed goes
         with contextlib.suppress(Busy):
             check_free(folder)
     else:
