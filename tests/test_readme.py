@@ -126,7 +126,7 @@ def test_the_curve_is_that_of_the_figures(tmp_path):
     assert drawn
 
 
-@pytest.mark.parametrize("study", ["mpqa", "rte"])
+@pytest.mark.parametrize("study", ["mpqa", "rte", "trec6"])
 def test_the_tables_of_couplings_are_those_of_the_figures(study, tmp_path):
     runs = read_figures(STUDIES / f"{study}.csv")
     write_study(tmp_path, [*runs.values()])
