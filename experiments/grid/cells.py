@@ -8,7 +8,6 @@ and so does a folder that has only `figures.csv` left of them.
 
 import contextlib
 import dataclasses
-import gc
 import json
 import os
 import shutil
@@ -57,7 +56,6 @@ def run_study(kind: Kind[S], file: str, cell: str | None, should_stop: ShouldSto
             lighten(folder)
         release(folder)
         _keep(grid.out, folders)
-        _forget()
     runs = _keep(grid.out, folders)
     cells = {_cell_of(folder): folder for folder in folders}
     missing = [folder for cell, folder in cells.items() if cell not in runs]
@@ -179,14 +177,6 @@ def lighten(folder: Path) -> None:
     for name in _HEAVY:
         for place in (folder / name, *folder.glob(f"*/{name}")):
             shutil.rmtree(place, ignore_errors=True)
-
-
-def _forget() -> None:
-    """Frees the programs of a cell, which no other cell runs: each makes its own, from the compiled ones on disk."""
-    import jax
-
-    jax.clear_caches()
-    gc.collect()
 
 
 def _compile_once(out: Path) -> None:
