@@ -14,7 +14,7 @@ from experiments.grid.file import digest, read_grid
 from experiments.grid.glue import make_kind
 from experiments.grid.transfer import make_kind as make_coupled_kind
 from experiments.pages.markdown import markdown_table
-from experiments.pages.pairs import study_rows
+from experiments.pages.pairs import alone, gap, study_rows
 from experiments.pages.pooled import POOLED_HEADER, pool, pooled_table
 from experiments.pages.study import HEADER, table_rows, write_study
 from experiments.pages.tasks import task_table
@@ -142,3 +142,22 @@ def test_the_tables_of_couplings_are_those_of_the_figures(study, tmp_path):
         assert markdown_table(POOLED_HEADER, pooled_table(pooled)) in TABLES
     cells = {digest(cell) for cell in read_grid(str(STUDIES / f"{study}.json"), make_coupled_kind()).cells}
     assert runs.keys() <= cells
+
+
+@pytest.mark.parametrize(("kind", "coupling"), [("start auxiliary", "joint"), ("when before", "sequential")])
+def test_the_means_over_pairs_are_those_of_the_figures(kind, coupling):
+    means, errors, cells = [], [], []
+    for study, more in (("rte", "mnli ({}, auxiliary rows 29000)"), ("mpqa", "sst2 ({})"), ("trec6", "sst2 ({})")):
+        groups = study_rows([*read_figures(STUDIES / f"{study}.csv").values()])
+        (rows,) = (rows for setting, rows in groups.items() if setting.sparsity == 0.9)
+        name = f"cofi, {coupling} with " + more.format(kind)
+        (row,) = (each for each in rows if (each.name, each.rows) == (name, 300))
+        difference = gap(row, alone(row, rows)).difference
+        assert difference.n == 3
+        means.append(100 * difference.mean)
+        errors.append(100 * difference.error)
+        cells.append(f"+{means[-1]:.1f} ± {errors[-1]:.1f}")
+    for pairs in (2, 3):
+        error = sum(error**2 for error in errors[:pairs]) ** 0.5 / pairs
+        cells.append(f"+{sum(means[:pairs]) / pairs:.1f} ± {error:.1f}")
+    assert f"| {' | '.join([f'{coupling} ({kind})', *cells])} |" in TABLES
