@@ -146,8 +146,10 @@ def draw_lines(
         return None
     ys += [end for line in kept for x, low, high in _bars(line) for end in (low, high)]
     ys += [mark.y for mark in marks if mark.y is not None and math.isfinite(mark.y) and (mark.y > 0 or not log)]
+    reach = max(abs(line.shift) + 4 * bool(line.shift) for line in kept)  # of bars, in pixels of a width of 290
+    reach = min(reach, 60.0)  # the points need room too
     x_range, y_range = (
-        pad(min(xs), max(xs), share=room or 0.05 * log_x, log=log_x),
+        pad(min(xs), max(xs), share=max(room or 0.05 * log_x, reach / (290 - 2 * reach)), log=log_x),
         pad(min(ys), max(ys), share=0.12, log=log),
     )
     if max(ys) <= ceiling:

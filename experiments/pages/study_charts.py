@@ -73,7 +73,6 @@ def scores(setting: Setting, rows: Sequence[Row], colours: Mapping[str, str]) ->
         y_label=label,
         log_x=log,
         ceiling=1.0,
-        room=0.05,  # for the shifts
     )
 
 

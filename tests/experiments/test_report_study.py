@@ -204,19 +204,24 @@ def test_the_picture_of_gains_is_to_scale(tmp_path):
 @pytest.mark.parametrize("most", [300, 1000])
 def test_lines_that_stand_side_by_side_stay_between_the_axes(tmp_path, most):
     folders = []
-    for coupling in ("none", "joint", "surgery", "sequential"):
+    for coupling, share in [
+        ("none", "both"),
+        *((c, s) for c in ("joint", "surgery") for s in ("both", "gates", "weights")),
+    ]:
         for rows, last in ((100, 0.7), (most, 0.9)):
             for seed in range(2):
-                folders.append(tmp_path / "cells" / f"{coupling}-{rows}-{seed}")
-                make_cell(folders[-1], coupling=coupling, rows=rows, seed=seed, last=last + 0.02 * seed)
-    write_cells(tmp_path / "out", folders)
-    svg = (tmp_path / "out" / "scores-rte-accuracy-element-80.svg").read_text("utf-8")
-    left, right = map(float, re.findall(r'class="axis" d="M([\d.]+) [\d.]+H([\d.]+)"', svg)[0])
-    groups = re.findall(r'<g class="[^"]*" transform="translate\(([-\d.]+) 0\)">(.*?)</g>', svg)
-    ends = [float(x) + float(shift) for shift, parts in groups for x in re.findall(r'd="M([\d.]+) [\d.]+h8"', parts)]
-    assert len(ends) == 4 * 2 * 2  # of bars, which are 8 wide
-    assert min(ends) >= left
-    assert max(ends) + 8 <= right
+                folders.append(tmp_path / "cells" / f"{coupling}-{share}-{rows}-{seed}")
+                make_cell(folders[-1], coupling=coupling, share=share, rows=rows, seed=seed, last=last + 0.02 * seed)
+    html = write_cells(tmp_path / "out", folders).read_text("utf-8")
+    for form in ("wide", "narrow"):
+        svg = next(each for each in re.findall(f'<svg class="{form}".*?</svg>', html) if "translate" in each)
+        left, right = map(float, re.findall(r'class="axis" d="M([\d.]+) [\d.]+H([\d.]+)"', svg)[0])
+        groups = re.findall(r'<g class="[^"]*"(?: transform="translate\(([-\d.]+) 0\)")?>(.*?)</g>', svg)
+        bars = [(float(shift or 0), x) for shift, parts in groups for x in re.findall(r'd="M([\d.]+) [\d.]+h8"', parts)]
+        ends = [shift + float(x) for shift, x in bars]
+        assert len(ends) == 7 * 2 * 2  # of bars, which are 8 wide
+        assert min(ends) >= left
+        assert max(ends) + 8 <= right
 
 
 def test_sparsities_together(tmp_path):
