@@ -6,6 +6,7 @@ from typing import ClassVar, TypeVar, get_args
 from experiments.config.flags import flag as _flag
 from experiments.config.flags import parse as parse_flags
 from experiments.presets import GIVEN_TASKS, METHODS, MICRO_TASKS, RECIPES, Recipe, Schedule
+from kaprune_jax.data.rows import METRICS
 from kaprune_jax.models.layout import GATES
 from kaprune_jax.models.products import DTYPES
 from kaprune_jax.prune.magnitude import SCORES, Scores
@@ -14,7 +15,7 @@ from kaprune_jax.prune.schedules import Rise
 S = TypeVar("S", bound="Settings")
 
 TEACHER = (
-    "task data_dir source train_file dev_file text label model batch_size teacher_steps teacher_epochs "
+    "task data_dir source train_file dev_file text label metric model batch_size teacher_steps teacher_epochs "
     "teacher_learning_rate teacher_schedule warmup weight_decay max_length stride lengths length_multiple hold_out "
     "limit_train seed dtype pooling evaluations"
 ).split()
@@ -44,6 +45,12 @@ class Settings:
     dev_file: str | None = _flag("own evaluation rows; not needed with --hold-out", None)
     text: str = _flag("text column of own files, or two, separated by a comma", "sentence")
     label: str = _flag("label column of own files", "label")
+    metric: str | None = _flag(
+        "the score that counts; f1 is that of the second of two classes [the task's; accuracy or pearson for own "
+        "files]",
+        None,
+        choices=METRICS,
+    )
     model: str = _flag(
         "pre-trained start: a Hugging Face folder, a model folder, a hub name, or mini (bundled)", "mini"
     )

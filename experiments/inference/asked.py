@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int32
 
 from experiments.runs.source import HELD_OUT
 from kaprune_jax._errors import InputError
-from kaprune_jax.data.metrics import score
+from kaprune_jax.data.metrics import metrics_for, score
 from kaprune_jax.data.rows import RawRows, Rows
 from kaprune_jax.data.spans import score_answers
 from kaprune_jax.data.squad import is_squad_file, read_squad
@@ -196,21 +196,16 @@ def score_asked(model: Model, asked: Asked, given: Sequence[Prediction]) -> dict
         return {}
     if model.config.head == "regression":
         scores = np.array([each.label for each in given], np.float32)
-        return score(_metrics(model, "pearson", "spearman"), scores, asked.truth)
+        return score(_metrics(model), scores, asked.truth)
     chosen = np.array([model.config.labels.index(str(each.label)) for each in given], np.int32)
-    return score(_metrics(model, "accuracy", "macro_f1"), chosen, asked.truth)
+    return score(_metrics(model), chosen, asked.truth)
 
 
-def _metrics(model: Model, *usual: str) -> tuple[str, ...]:
+def _metrics(model: Model) -> tuple[str, ...]:
     """Those that the folder names, of a known task its own, else the usual ones."""
     spec = _glue(model)
     named = model.details.get("metrics") or (spec.metrics if spec else None)
-    if model.config.head == "regression":
-        allowed = {"pearson", "spearman"}
-    else:
-        allowed = {"accuracy", "macro_f1", "matthews_correlation"} | (
-            {"f1"} if len(model.config.labels) == 2 else set()
-        )
+    allowed = metrics_for(0 if model.config.head == "regression" else len(model.config.labels))
     if isinstance(named, list | tuple) and named and all(isinstance(name, str) and name in allowed for name in named):
         return tuple(named)
-    return usual
+    return allowed[:2]

@@ -5,6 +5,7 @@ from experiments.config.settings import Settings
 from experiments.presets import MICRO_TASKS
 from kaprune_jax._errors import InputError
 from kaprune_jax.data.glue import load_files, load_glue
+from kaprune_jax.data.metrics import with_metric
 from kaprune_jax.data.remote import load_hub, load_squad_hub, load_squad_tfds, load_tfds
 from kaprune_jax.data.rows import TaskData
 from kaprune_jax.data.sampling import hold_out, limit_train
@@ -35,7 +36,16 @@ def load_task(settings: Settings) -> TaskData:
         data = load_glue(settings.task, settings.data_dir)
     else:
         data = load_hub(settings.task) if settings.source == "hub" else load_tfds(settings.task)
+    if settings.metric is not None:
+        data = _with_metric(data, settings.metric)
     if settings.hold_out is not None:
         data = hold_out(data, settings.hold_out)  # the same rows whatever --seed is
         data = data._replace(name=data.name + HELD_OUT)
     return limit_train(data, settings.limit_train, seed=settings.seed) if settings.limit_train else data
+
+
+def _with_metric(data: TaskData, name: str) -> TaskData:
+    try:
+        return with_metric(data, name)
+    except InputError as error:
+        raise InputError(f"--{error}") from None

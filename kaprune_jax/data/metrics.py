@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from kaprune_jax.data.rows import TaskData
+from kaprune_jax._errors import InputError
+from kaprune_jax.data.rows import METRICS, TaskData
 from kaprune_jax.data.spans import first_words
 
-METRICS = ("accuracy", "f1", "macro_f1", "matthews_correlation", "pearson", "spearman")
 _CORRELATIONS = ("matthews_correlation", "pearson", "spearman")
 
 Values = Int[np.ndarray, "rows"] | Float[np.ndarray, "rows"]
@@ -27,6 +27,34 @@ class MajorityScore(NamedTuple):
 
     scores: dict[str, float]
     standard_error: float
+
+
+def metrics_for(classes: int) -> tuple[str, ...]:
+    """The metrics that a task may be scored by, the usual one first.
+
+    Args:
+      classes: how many the task has; 0 for a regression. `f1`, that of class 1, is for two.
+
+    Example:
+      >>> metrics_for(3)
+      ('accuracy', 'macro_f1', 'matthews_correlation')
+    """
+    if classes == 0:
+        return ("pearson", "spearman")
+    return ("accuracy", "macro_f1", "matthews_correlation", *(("f1",) if classes == 2 else ()))
+
+
+def with_metric(data: TaskData, name: str) -> TaskData:
+    """The task with that metric as its main one, before those it has.
+
+    Raises:
+      InputError: a metric that is none of such a task, or a task whose answers are spans.
+    """
+    allowed = ("f1",) if data.kind == "span" else metrics_for(len(data.labels))
+    if name not in allowed:
+        what = f"{len(data.labels)} classes" if data.kind == "classification" else data.kind
+        raise InputError(f"metric {name!r}: the task {data.name} ({what}) has: {', '.join(allowed)}")
+    return data._replace(metrics=(name, *(other for other in data.metrics if other != name)))
 
 
 def score(metrics: tuple[str, ...], predictions: Values, labels: Values) -> dict[str, float]:

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float32, Int32
 from kaprune_jax._errors import InputError
 
 Kind = Literal["classification", "regression", "span"]
+METRICS = ("accuracy", "f1", "macro_f1", "matthews_correlation", "pearson", "spearman")
+"""The scores of classes and numbers; spans have their own."""
 
 _MANY_VALUES = 20  # more distinct whole numbers than this are scores, not classes
 _MOSTLY = 0.9  # share of numbers from which a label that is none is a slip rather than a class name

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kaprune_jax.data.metrics import METRICS, majority_score, score
+from kaprune_jax._errors import InputError
+from kaprune_jax.data.metrics import METRICS, majority_score, metrics_for, score, with_metric
 from kaprune_jax.data.rows import RawRows, TaskData, task_data
 
 
@@ -113,3 +114,24 @@ def test_parts_of_dev_have_scores_of_their_own():
     assert scores["accuracy"] == pytest.approx(0.75)
     assert scores["accuracy_new_words"] == pytest.approx(0.5)
     assert list(score_task(data._replace(dev_groups={}), logits)) == ["accuracy"]
+
+
+def test_another_metric_of_the_task_comes_first():
+    two = data("0101", "0101", "accuracy", "macro_f1")
+    assert with_metric(two, "macro_f1").metrics == ("macro_f1", "accuracy")
+    assert with_metric(two, "f1").metrics == ("f1", "accuracy", "macro_f1")
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "said"),
+    [
+        (data("0011", "01", "accuracy"), "pearson", "the task t (2 classes) has: " + ", ".join(metrics_for(2))),
+        (data("001122", "012", "accuracy"), "f1", "the task t (3 classes) has: " + ", ".join(metrics_for(3))),
+        (data("12", "12", "pearson", kind="regression"), "accuracy", "the task t (regression) has: pearson, spearman"),
+        (data("1122", "12", "f1")._replace(kind="span"), "accuracy", "the task t (span) has: f1"),
+    ],
+)
+def test_a_metric_that_is_none_of_the_task(task, name, said):
+    with pytest.raises(InputError) as error:
+        with_metric(task, name)
+    assert str(error.value) == f"metric {name!r}: {said}"

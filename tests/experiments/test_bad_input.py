@@ -70,6 +70,8 @@ def refused(tmp_path, capsys, monkeypatch):
         (["--dev-file", "a.tsv"], ["--dev-file a.tsv", "--train-file FILE"]),
         (["--train-file", "a.tsv", "--dev-file", "b.tsv"], ["a.tsv"]),
         (["--model", "./nowhere"], ["'./nowhere'", "no such folder"]),
+        (["--metric", "best"], ["--metric", "'best'", "macro_f1"]),
+        (["--metric", "pearson"], ["--metric 'pearson'", "micro-rte (2 classes)", "accuracy, macro_f1"]),
         (["--seed", "-1"], ["--seed -1"]),
         (["--limit-train", "0"], ["--limit-train 0"]),
         (["--resume", "--out", "nowhere"], ["--resume", "nowhere"]),

@@ -46,6 +46,18 @@ def test_the_score_is_that_of_the_run(run, tmp_path, capsys):
     assert last.startswith("of 1 row only the first 8 tokens were read; --max-length ")
 
 
+def test_the_metric_that_was_asked_for_counts(run, tmp_path, capsys):
+    flags = ["--method", "dense", "--steps", "2", "--teacher-epochs", "1", "--metric", "matthews_correlation"]
+    assert run(*flags) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    names = ["matthews_correlation", "accuracy", "macro_f1"]
+    assert (result["metric"], list(result["metrics"])) == (names[0], names)
+    assert result["dense"] == result["metrics"]["matthews_correlation"]
+    capsys.readouterr()
+    assert main([str(tmp_path / "run"), str(tmp_path / "dev.tsv")]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-3:]] == names
+
+
 def test_columns_of_the_training_rows_are_known(tiny, tmp_path, capsys):
     from experiments import glue
 
