@@ -8,6 +8,7 @@ and so does a folder that has only `figures.csv` left of them.
 
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -54,6 +55,7 @@ def run_study(kind: Kind[S], file: str, cell: str | None, should_stop: ShouldSto
             say(f"\ncell {index} of {len(mine)}: {folder.name}")
             kind.run(settings, folder, grid.out, should_stop)
             lighten(folder)
+            _forget_programs()
         release(folder)
         _keep(grid.out, folders)
     runs = _keep(grid.out, folders)
@@ -189,6 +191,17 @@ def _compile_once(out: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", os.fspath(place.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _forget_programs() -> None:
+    """Each cell makes programs of its own, for a model that no other has: kept, they fill the memory of a long study.
+
+    Those that took long to compile are read again from the study's folder.
+    """
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 def _short(value: Any) -> str:

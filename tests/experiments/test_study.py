@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments import glue
@@ -61,6 +62,12 @@ def test_cells_share_teachers_rows_and_the_models_made_first(write, files, tmp_p
     before = {path: path.stat().st_mtime_ns for path in study.glob("*/*/result.json")}
     assert glue.main(["--study", str(file)]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in study.glob("*/*/result.json")}
+
+
+def test_a_cell_leaves_no_programs_in_memory(write):
+    client = jax.local_devices()[0].client
+    assert glue.main(["--study", str(write([{"method": ["cofi"], "sparsity": [0.8]}]))]) == 0
+    assert len(client.live_executables()) < 10
 
 
 def test_a_cell_is_the_run_that_its_flags_make(write, files, tiny, tmp_path):
