@@ -144,7 +144,7 @@ class Settings:
         None,
     )
     lengths: int | None = _flag(
-        "different lengths of batches, each of which is compiled, >= 1 [4; 2 where coupled]", None
+        "different lengths of batches, also of dev rows; each is compiled, >= 1 [4; 2 where coupled]", None
     )
     length_multiple: int | None = _flag("what those lengths are multiples of, >= 1 [8; 16 where coupled]", None)
     limit_train: int | None = _flag("use so many training rows, drawn by the seed [all]", None)

@@ -190,13 +190,13 @@ def _compile_once(out: Path) -> None:
     place = out / "compiled"
     place.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", os.fspath(place.absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _forget_programs() -> None:
     """Each cell makes programs of its own, for a model that no other has: kept, they fill the memory of a long study.
 
-    Those that took long to compile are read again from the study's folder.
+    Those that cells have in common are read again from the study's folder, but for the smallest.
     """
     import jax
 

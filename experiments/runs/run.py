@@ -42,13 +42,13 @@ ShouldStop = Callable[[], bool]
 
 
 def predict_rows(
-    predict: Callable, params: Any, data: Encoded, *, batch_size: int, mesh: Mesh | None = None
+    predict: Callable, params: Any, data: Encoded, *, batch_size: int, mesh: Mesh | None = None, **lengths: int
 ) -> np.ndarray:
     """Logits [rows, classes] of a model, in the order of the rows; on a mesh where the parameters are on one.
 
-    Logits of tokens are [rows, tokens, 2], minus infinity behind a row's batch.
+    Logits of tokens are [rows, tokens, 2], minus infinity behind a row's batch. `lengths` are those of `eval_batches`.
     """
-    batches = eval_batches(data, batch_size=batch_size)
+    batches = eval_batches(data, batch_size=batch_size, **lengths)
     put = (lambda batch: batch) if mesh is None else functools.partial(place_batch, mesh=mesh)
     pending = [(rows, predict(params, put(batch))) for rows, batch in batches]
     first = np.asarray(pending[0][1])
@@ -65,7 +65,11 @@ def predict_rows(
 
 def evaluate(predict: Callable, params: Any, prepared: Prepared, *, batch_size: int) -> dict[str, float]:
     """Scores of a model on the evaluation rows, the main one first; its parameters are on the run's devices."""
-    logits = predict_rows(predict, params, prepared.dev, batch_size=batch_size, mesh=prepared.mesh)
+    settings = prepared.settings
+    assert settings.lengths is not None
+    assert settings.length_multiple is not None
+    lengths = dict(shapes=settings.lengths, multiple=settings.length_multiple)
+    logits = predict_rows(predict, params, prepared.dev, batch_size=batch_size, mesh=prepared.mesh, **lengths)
     if prepared.windows is not None:
         return score_spans(prepared.data, prepared.windows, logits)
     return score_task(prepared.data, logits)

@@ -139,13 +139,21 @@ class TrainBatches:
         return [batches[index] for index in random.permutation(len(batches))]
 
 
-def eval_batches(data: Encoded, *, batch_size: int, shapes: int = 4) -> Iterator[tuple[np.ndarray, Batch]]:
+def eval_batches(
+    data: Encoded, *, batch_size: int, shapes: int = 4, multiple: int = _MULTIPLE
+) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every row once, in batches of few static shapes: (row numbers, batch).
 
     The last batch of a length is filled up with repeated rows; the row numbers tell how many are real.
+
+    Args:
+      data: the rows.
+      batch_size: rows per batch; smaller data sets are taken whole.
+      shapes: at most so many different lengths.
+      multiple: lengths are multiples of it.
     """
     sizes = np.array([len(row) for row in data.input_ids])
-    lengths = choose_lengths(sizes.tolist(), shapes, limit=data.limit)
+    lengths = choose_lengths(sizes.tolist(), shapes, limit=data.limit, multiple=multiple)
     batch_size = min(batch_size, len(sizes))
     classes = np.searchsorted(lengths, sizes)
     for index, length in enumerate(lengths):

@@ -85,6 +85,15 @@ def test_evaluation_sees_every_row_once(rng):
     assert sorted(seen) == list(range(77))
 
 
+@pytest.mark.parametrize(("shapes", "multiple"), [(1, 6), (2, 16), (4, 8)])
+def test_evaluation_has_the_lengths_it_is_told(rng, shapes, multiple):
+    data = rows_of(rng.integers(13, 19, 77).tolist())
+    batches = [batch for _, batch in eval_batches(data, batch_size=16, shapes=shapes, multiple=multiple)]
+    lengths = {batch["input_ids"].shape[1] for batch in batches}
+    assert lengths == set(choose_lengths([len(row) for row in data.input_ids], shapes, multiple=multiple))
+    assert len(lengths) <= shapes
+
+
 def test_collate_pads_and_masks():
     batch = collate(rows_of([2, 4], pad=9), np.array([1, 0]), 8)
     assert batch["input_ids"].tolist() == [[2] * 4 + [9] * 4, [1] * 2 + [9] * 6]

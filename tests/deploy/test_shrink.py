@@ -216,15 +216,18 @@ def test_values_of_another_type_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("sparsity", [0.6, 0.8, 0.9, 0.95])
-def test_the_saved_file_of_minilm_shapes_is_sparse_to_the_unit(tmp_path, sparsity):
-    config = BertConfig(20, 384, 6, 12, 1536, 16, pooling="mean", head="classification", labels=("a", "b"))
+@pytest.mark.parametrize(("hidden", "layers"), [(384, 6), (768, 12)], ids=["minilm", "bert-base"])
+def test_the_saved_file_is_sparse_to_the_unit(tmp_path, hidden, layers, sparsity):
+    config = BertConfig(
+        20, hidden, layers, 12, 4 * hidden, 16, pooling="mean", head="classification", labels=("a", "b")
+    )
     random, layout = np.random.default_rng(1), bert_layout(config)
     gates = {gate.name: random.normal(1.0, 2.0, gate.shape).astype(np.float32) for gate in layout.gates}
     smaller = materialize(init_params(config, jax.random.key(0)), finalize(gates, layout, sparsity), config)
     kp.save(tmp_path / "model", smaller.params, smaller.config)
     tensors = load_file(tmp_path / "model" / "model.safetensors")
     left = sum(tensor.size for name, tensor in tensors.items() if ".layer." in name and tensor.ndim == 2)
-    whole = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+    whole = layers * 12 * hidden * hidden
     assert 0 <= whole * (1 - sparsity) - left < 2 * smaller.config.hidden_size
     ids = jnp.asarray(np.arange(12).reshape(2, 6) % 20, jnp.int32)
     loaded = kp.load(tmp_path / "model")

@@ -119,6 +119,23 @@ def test_a_gradient_whose_squares_overflow_is_seen_though_the_loss_is_finite():
     assert (logs, evals) == ([], [])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["w", "b"])
+def test_a_parameter_that_is_not_finite_is_never_evaluated(name, value):
+    """A loss tells only of the parameters before its own update."""
+    step, state = pieces()
+
+    def breaks(state, teacher, batch):
+        state, metrics = step(state, teacher, batch)
+        broken = state.params | {name: state.params[name].at[1].set(jnp.where(state.step == 5, value, 1.0))}
+        return state._replace(params=broken), metrics
+
+    logs, evals = [], []
+    with pytest.raises(Diverged, match="step 5"):
+        fit(breaks, state, Numbers(), steps=10, hooks=hooks(logs, evals), log_every=50, eval_every=5)
+    assert (logs, evals) == ([], [])
+
+
 def test_killed_and_resumed_is_bit_identical(tmp_path):
     step, state = pieces()
     whole = fit(step, state, Numbers(), steps=10, hooks=hooks([], []))
