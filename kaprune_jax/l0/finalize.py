@@ -73,11 +73,11 @@ def finalize(gates: Gates, layout: Layout, sparsity: float) -> Values:
         low, high = (middle, high) if fits else (low, middle - 1)
     if size() > budget or low >= natural:  # no fine pieces are left, or all that is open fits
         chosen[:] = first(low)
-    alone = [[place] for place in range(len(flat))]
-    _fill(chosen, order, alone, budget, size)
+    alone, rows = [[place] for place in range(len(flat))], _rows(layout, names)
+    _fill(chosen, order, alone, rows, budget, size)
     _trade(chosen, order, family, finest, budget, size)
     if size() == 0 or budget - size() >= _finest_piece(open_gates(chosen), layout, finest):
-        _fill(chosen, order, _with_coarser(layout, names, ends), budget, size)
+        _fill(chosen, order, _with_coarser(layout, names, ends), rows, budget, size)
     values = _without_idle(open_gates(chosen), layout)
     if count_size(values, layout) == 0:
         raise ValueError(f"sparsity={sparsity}: nothing would be left; a smaller one is needed")
@@ -119,23 +119,42 @@ def _close_lowest(chosen: np.ndarray, fine: np.ndarray, budget: int, size: Calla
 
 
 def _fill(
-    chosen: np.ndarray, rest: np.ndarray, together: Sequence[Sequence[int]], budget: int, size: Callable[[], int]
+    chosen: np.ndarray,
+    rest: np.ndarray,
+    together: Sequence[Sequence[int]],
+    rows: np.ndarray,
+    budget: int,
+    size: Callable[[], int],
 ) -> None:
     """Opens those of the other gates, in their order, that make the model larger and still fit, until none does.
 
-    `together` has for each gate those that are opened with it.
+    `together` has for each gate those that are opened with it, `rows` what is alike: a row that one gate was tried of
+    in vain is not tried again before something else was opened.
     """
     before, now = -1, size()
     while before != now < budget:  # an opened layer gives its heads and units another chance
-        before = now
+        before, vain = now, set()
         for place in rest[~chosen[rest]]:
+            if rows[place] in vain:
+                continue
             opened = [each for each in together[place] if not chosen[each]]
             chosen[opened] = True
             larger = size()
             if now < larger <= budget:
-                now = larger
+                now, vain = larger, set()
             else:
                 chosen[opened] = False
+                vain.add(rows[place])
+
+
+def _rows(layout: Layout, names: Sequence[str]) -> np.ndarray:
+    """For each gate a number, which those have in common that the size grows alike with: the fine ones of a layer."""
+    numbers, last = [], 0
+    for gate in map(layout.gate, names):
+        fine = all(axis.gates[-1] == gate.name for axis in layout.axes if gate.name in axis.gates)
+        numbers.append(last + np.arange(gate.size) // (gate.shape[-1] if fine else 1))
+        last = numbers[-1][-1] + 1
+    return np.concatenate(numbers)
 
 
 def _with_coarser(layout: Layout, names: Sequence[str], ends: np.ndarray) -> list[list[int]]:
