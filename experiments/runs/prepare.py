@@ -185,15 +185,14 @@ def _describe_unknown(name: str, start: Model, train: Encoded) -> str | None:
 def make_batches(settings: Settings, train: Encoded) -> TrainBatches:
     """Training batches of the size, and of the lengths, that the settings say."""
     assert settings.batch_size is not None
+    return TrainBatches(train, batch_size=settings.batch_size, seed=settings.seed, **lengths_of(settings))
+
+
+def lengths_of(settings: Settings) -> dict[str, int]:
+    """What the settings say of the lengths of batches, as training and evaluation batches take it."""
     assert settings.lengths is not None
     assert settings.length_multiple is not None
-    return TrainBatches(
-        train,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        shapes=settings.lengths,
-        multiple=settings.length_multiple,
-    )
+    return {"shapes": settings.lengths, "multiple": settings.length_multiple}
 
 
 def find_mesh(settings: Settings, rows: int) -> Mesh:

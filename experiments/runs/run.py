@@ -14,7 +14,7 @@ from experiments.config.settings import teacher_settings
 from experiments.config.tuned import tuned
 from experiments.runs.memory import peak_bytes, restart_peak
 from experiments.runs.method import Plan, plan, recipe, short_name
-from experiments.runs.prepare import Prepared, make_forward
+from experiments.runs.prepare import Prepared, lengths_of, make_forward
 from experiments.runs.record import environment, open_run, say, versions, write_json
 from experiments.runs.results import card, delivered, read_result
 from experiments.runs.stage import Stage
@@ -65,11 +65,8 @@ def predict_rows(
 
 def evaluate(predict: Callable, params: Any, prepared: Prepared, *, batch_size: int) -> dict[str, float]:
     """Scores of a model on the evaluation rows, the main one first; its parameters are on the run's devices."""
-    settings = prepared.settings
-    assert settings.lengths is not None
-    assert settings.length_multiple is not None
-    lengths = dict(shapes=settings.lengths, multiple=settings.length_multiple)
-    logits = predict_rows(predict, params, prepared.dev, batch_size=batch_size, mesh=prepared.mesh, **lengths)
+    options: dict[str, Any] = dict(batch_size=batch_size, mesh=prepared.mesh, **lengths_of(prepared.settings))
+    logits = predict_rows(predict, params, prepared.dev, **options)
     if prepared.windows is not None:
         return score_spans(prepared.data, prepared.windows, logits)
     return score_task(prepared.data, logits)

@@ -11,6 +11,7 @@ from short_runs import QUICK, lines, tree_of
 
 import kaprune_jax as kp
 from experiments import glue
+from kaprune_jax.data import loader
 from kaprune_jax.models.bert import init_params
 
 
@@ -53,6 +54,21 @@ def test_a_run_folder_holds_what_is_promised(run, tmp_path, capsys):
     assert records[-1]["kind"] == "eval"
     assert records[-1]["step"] == result["steps"]
     assert "dense" in capsys.readouterr().out
+
+
+def test_dev_rows_come_in_the_lengths_asked_for(run, monkeypatch):
+    seen = set()
+    made = loader.eval_batches
+
+    def watched(*data, **options):
+        for rows, batch in made(*data, **options):
+            seen.add(batch["input_ids"].shape[1])
+            yield rows, batch
+
+    monkeypatch.setattr("experiments.runs.run.eval_batches", watched)
+    assert run("--method", "dense", "--lengths", "1", "--length-multiple", "7") == 0
+    assert len(seen) == 1
+    assert seen.pop() % 7 == 0
 
 
 @pytest.mark.parametrize("method", ["logits", "prune-finetuned", "prune-then-finetune"])
