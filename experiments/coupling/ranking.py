@@ -104,7 +104,7 @@ def _short_masks(
     own = prepared.settings
     changes = {name: getattr(settings, name) for name in PRUNING}
     steps = max(20, round(count_steps(target, dense=False) * SHORT))
-    short = dataclasses.replace(own, method="cofi", steps=steps, **changes)
+    short = dataclasses.replace(own, method="cofi", steps=steps, evaluations=1, **changes)
     parts = run_structured(
         prepared._replace(settings=short), folder, should_stop, teacher=teacher, dense=None, gates_only=True
     )
