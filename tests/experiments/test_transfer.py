@@ -165,6 +165,8 @@ def test_candidates_are_ranked_with_none_among_them(couple, tmp_path, capsys):
     assert row["leep"] < 0
     assert 0 <= row["overlap"] <= 1
     assert "kNN" in capsys.readouterr().out
+    for short in ("short-target", "short-auxiliary-other"):  # a few steps, of which only the gates are wanted
+        assert (tmp_path / "rank" / short / "metrics.jsonl").read_text("utf-8").count('"kind": "eval"') == 1
 
 
 def test_one_after_the_other_the_target_has_as_many_steps_as_alone():
