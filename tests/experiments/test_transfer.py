@@ -158,7 +158,7 @@ def test_earlier_runs_vote_on_the_first_gates(couple, tmp_path, capsys):
 
 @pytest.mark.long
 def test_candidates_are_ranked_with_none_among_them(couple, tmp_path, capsys):
-    assert couple("--rank", out="rank") == 0
+    assert couple("--rank", "--evaluations", "3", out="rank") == 0
     found = json.loads((tmp_path / "rank" / "rank.json").read_text("utf-8"))["candidates"]
     assert {row["candidate"] for row in found} == {"none", "other"}
     row = next(row for row in found if row["candidate"] == "other")
