@@ -57,7 +57,7 @@ class CompiledStep:
         self.costs: list[StepCost] = []
         self.seconds = 0.0
         self._programs: dict[Any, dict[Callable[..., Any], Any]] = {}  # by shapes of a batch, and part of the step
-        self._compiled: dict[Any, Any] = {}  # by part, and shapes of its arguments
+        self._compiled: dict[Any, tuple[Any, StepCost]] = {}  # by part, and shapes of its arguments
 
     def __call__(self, state: Any, teacher_params: Params | None, batch: Mapping[str, Any]) -> Any:
         """One step: the new state, and its metrics."""
@@ -74,7 +74,7 @@ class CompiledStep:
 
     def compile(self, state: Any, teacher_params: Params | None, batch: Mapping[str, Any]) -> dict[Any, Any]:
         """The programs of a step by part, without running it; `jax.ShapeDtypeStruct`s will do instead of arrays."""
-        programs, fresh = {}, 0
+        programs, costs, fresh = {}, [], 0
 
         def compile_part(part: Callable[..., Any], *arguments: Any, donate: bool = False) -> Any:
             nonlocal fresh
@@ -84,9 +84,11 @@ class CompiledStep:
             if key not in self._compiled:
                 places = jax.tree.map(lambda leaf: leaf.sharding, result)
                 jitted = jax.jit(part, donate_argnums=0 if donate else (), out_shardings=places)
-                self._compiled[key] = jitted.lower(*arguments).compile()
+                compiled = jitted.lower(*arguments).compile()
+                self._compiled[key] = compiled, step_cost(compiled, devices=self.mesh.size)
                 fresh += 1
-            programs[part] = self._compiled[key]
+            programs[part], cost = self._compiled[key]
+            costs.append(cost)
             return result
 
         held = (
@@ -95,7 +97,7 @@ class CompiledStep:
             _placed(batch, batch_shardings(batch, self.mesh)),
         )
         self.step.function(compile_part, *held)
-        self.costs.append(cost_of_parts([step_cost(program) for program in programs.values()], _bytes(held)))
+        self.costs.append(cost_of_parts(costs, _bytes(held)))
         self.on_compile(self.costs[-1], fresh)
         return programs
 

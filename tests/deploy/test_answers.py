@@ -41,6 +41,7 @@ def by_hand(model, question, passage, length):
     return best[1:]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("length", [64, 24])
 def test_answers_are_those_of_the_best_window(model, length):
     found = model.predict(ROWS, max_length=length)

@@ -47,6 +47,7 @@ def filled_in(model, word, count):
     return tuple(token for token in best if is_candidate(token) and token.lower() != word.word.lower())
 
 
+@pytest.mark.long
 def test_by_masked_lm(mini, words):
     found = candidates(mini, count=15, batch_size=16)(words)
     expected = [filled_in(mini, word, 15) for word in words]
@@ -61,6 +62,7 @@ def test_by_embedding_without_the_head(mini, words):
     assert found == [nearest(mini, word.word, 5) for word in words]
 
 
+@pytest.mark.long
 def test_few_from_the_masked_lm_are_replaced_by_neighbours(mini, words):
     few = [word for word in words if len(filled_in(mini, word, 3)) < 3]
     assert few

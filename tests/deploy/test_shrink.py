@@ -215,6 +215,7 @@ def test_values_of_another_type_are_named(tmp_path):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sparsity", [0.6, 0.8, 0.9, 0.95])
 @pytest.mark.parametrize(("hidden", "layers"), [(384, 6), (768, 12)], ids=["minilm", "bert-base"])
 def test_the_saved_file_is_sparse_to_the_unit(tmp_path, hidden, layers, sparsity):
