@@ -40,8 +40,6 @@ def run_study(kind: Kind[S], file: str, cell: str | None, should_stop: ShouldSto
     known = _finished(grid.out, folders)
     mine = [settings for index, settings in enumerate(resolved) if index % count == number - 1]
     _compile_once(grid.out)
-    for name, flags in grid.runs.items():
-        make_once(grid.out / "runs" / name, lambda work, flags=flags: _run_first(flags, work, should_stop), should_stop)
     for index, settings in enumerate(mine, 1):
         folder = Path(settings.out or "")
         if _cell_of(folder) in known or (folder / "result.json").is_file():
@@ -53,6 +51,7 @@ def run_study(kind: Kind[S], file: str, cell: str | None, should_stop: ShouldSto
             continue
         if not (folder / "result.json").is_file():  # or another process has ended it meanwhile
             say(f"\ncell {index} of {len(mine)}: {folder.name}")
+            _make_sources(grid, settings, should_stop)
             kind.run(settings, folder, grid.out, should_stop)
             lighten(folder)
             _forget_programs()
@@ -115,6 +114,14 @@ def _resolve(kind: Kind[S], grid: Grid, file: str) -> list[S]:
 
 def _of_run(out: Path, value: Any) -> Any:
     return str(out / "runs" / value[1:]) if isinstance(value, str) and value.startswith("@") else value
+
+
+def _make_sources(grid: Grid, settings: Settings, should_stop: ShouldStop) -> None:
+    """Fine-tunes the models of the grid's `runs` that a cell starts from, unless they are there."""
+    for name, flags in grid.runs.items():
+        place = grid.out / "runs" / name
+        if str(place) in (getattr(settings, flag, None) for flag in MODELS):
+            make_once(place, lambda work, flags=flags: _run_first(flags, work, should_stop), should_stop)
 
 
 def _run_first(flags: Flags, work: Path, should_stop: ShouldStop) -> None:

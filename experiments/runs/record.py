@@ -133,12 +133,23 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
         if different:
             name = different[0]
             raise InputError(f"--resume: {folder} was started with {name} {old.get(name)}, now {config[name]}")
+        if not is_finished and (moved := _moved(before, env)):
+            say(f"note: {folder} was started with {moved}; the last bits may differ from those of an undisturbed run")
         return
     try:
         write_json(folder / "env.json", env)
         write_json(folder / "config.json", config)  # last: with both the run has begun
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be written ({error.strerror})") from None
+
+
+def _moved(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What the bits of a run depend on and is no longer as it was, in words; empty where nothing is."""
+    old, new = (
+        {name: env.get(name) for name in ("cpus", "devices")} | env.get("versions", {}) for env in (before, now)
+    )
+    moved = [name for name, value in old.items() if value not in (None, new.get(name))]
+    return ", ".join(f"{name} {old[name]} (now {new.get(name)})" for name in moved)
 
 
 def _has_begun(folder: Path) -> bool:

@@ -47,6 +47,7 @@ def test_interrupted_then_resumed_gives_the_same_bits(more, run, tiny, files, tm
     monkeypatch.setattr("experiments.runs.stage.fit", fit)
     let_the_clock_go_back(tmp_path / "cut", monkeypatch)
     assert glue.main([*flags, "--out", str(tmp_path / "cut"), "--resume"]) == 0
+    assert "was started with" not in capsys.readouterr().out
     same_bits(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -155,9 +156,14 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(run, tmp_path
     largest = max((folder / "ckpt" / "30").rglob("*"), key=lambda path: path.is_file() * path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
     (folder / "result.json").unlink()
+    environment = json.loads((folder / "env.json").read_text())
+    cpus = environment["cpus"]
+    environment |= {"cpus": cpus + 1, "versions": environment["versions"] | {"jax": "0.0.1"}}
+    (folder / "env.json").write_text(json.dumps(environment))
     capsys.readouterr()
     assert run(*flags, "--resume") == 0
     said = capsys.readouterr().out
+    assert f"note: {folder} was started with cpus {cpus + 1} (now {cpus}), jax 0.0.1 (now {jax.__version__}); " in said
     assert (
         f"note: {folder}/ckpt: step 30 is damaged (a file in it was altered or lost); going on from step 20\n" in said
     )

@@ -43,9 +43,10 @@ def test_cells_share_teachers_rows_and_the_models_made_first(write, files, tmp_p
         {"model": ["@first"], "hold_out": [8]},
     ]
     file = write(grids, runs={"first": first})
-    assert glue.main(["--study", str(file), "--cell", "2/2"]) == 0
+    assert glue.main(["--study", str(file), "--cell", "1/2"]) == 0
     study = tmp_path / "study"
     assert len(results(study)) == 2
+    assert not (study / "runs").exists()  # none of these cells starts from it
     assert glue.main(["--study", str(file)]) == 0
     found = results(study)
     assert sorted(result["sparsity"]["asked"] for result in found) == [0.8, 0.8, 0.95, 0.95]
