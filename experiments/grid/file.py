@@ -37,7 +37,7 @@ class Grid(NamedTuple):
 
     Attributes:
       out: the study's folder.
-      runs: flags of the dense models that are made first, by name.
+      runs: flags of the dense models that cells start from, by name.
       cells: flags of every cell, in order.
     """
 
