@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 from experiments.config.checks import asks_questions, check, check_questions
@@ -11,6 +12,7 @@ from kaprune_jax._errors import InputError
 from kaprune_jax.prune.patterns import parse_pattern
 
 LENGTHS = {"lengths": 4, "length_multiple": 8}
+_TRAIN = re.compile(r"train(ing)?([-_](set|subset|split|data))?([-_]v\d+)?", re.IGNORECASE)
 
 
 def resolve(settings: S) -> S:
@@ -91,10 +93,10 @@ def resolve(settings: S) -> S:
 
 
 def own_name(file: str) -> str:
-    """What to call the task of an own file: its name, or, where that is train, its folder's."""
+    """What to call the task of an own file: its name, or, where that is train, train_set, train-v1.1, its folder's."""
     place = Path(file)
     name = place.name.split(".")[0]
-    return place.absolute().parent.name if name.lower() in ("train", "training") else name
+    return place.absolute().parent.name if _TRAIN.fullmatch(name) else name
 
 
 def only_a_study(settings: S) -> S:

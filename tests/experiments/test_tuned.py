@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from experiments.config.resolve import resolve
+from experiments.config.resolve import own_name, resolve
 from experiments.config.settings import BY_METHOD, Settings, parse
 from experiments.config.tuned import tuned
 from experiments.presets import METHODS, PRESETS
@@ -42,3 +42,19 @@ def test_only_what_is_given_is_in_the_settings():
     """So that a run's records tell what was asked for from what the recipe had."""
     assert [getattr(settings(), name) for name in BY_METHOD] == [None] * len(BY_METHOD)
     assert set(BY_METHOD) <= {field.name for field in dataclasses.fields(Settings)}
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("trec6/train.tsv", "trec6"),
+        ("trec6/Training.csv.gz", "trec6"),
+        ("squad/train-v1.1.json.gz", "squad"),
+        ("squad_v1.1/train_subset-v1.1.json", "squad_v1.1"),
+        ("data/reviews.tsv", "reviews"),
+        ("data/train_reviews.tsv", "train_reviews"),
+        ("data/trains.tsv", "trains"),
+    ],
+)
+def test_own_files_are_called_by_their_folder_where_their_name_only_says_train(file, name):
+    assert own_name(file) == name
