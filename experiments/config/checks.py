@@ -40,6 +40,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "seed": (0, 2**31 - 1, "a whole number in [0, 2147483647]"),
     "evaluations": (1, math.inf, "a whole number >= 1"),
     "log_every": (1, math.inf, "a whole number >= 1"),
+    "checkpoint_minutes": (math.ulp(0.0), 1e9, "a number > 0"),
     "accumulate": (1, math.inf, "a whole number >= 1"),
 }
 

@@ -22,7 +22,7 @@ TEACHER = (
 """The settings that a run's teacher follows from."""
 BY_METHOD = ("learning_rate", "dropout", "scores", "loss_weights")
 """The settings that a recipe has by method; None unless they are given. See `experiments.config.tuned`."""
-AROUND = "log_every out resume mesh distributed accumulate remat".split()
+AROUND = "log_every checkpoint_minutes out resume mesh distributed remat".split()
 """The settings that say where and how a run is made, not what comes of it."""
 
 
@@ -180,6 +180,9 @@ class Settings:
     pooling: str = _flag("auto: what the checkpoint was made for", "auto", choices=("auto", "cls", "mean"))
     evaluations: int = _flag("evaluations during each phase, >= 1", 10)
     log_every: int = _flag("steps between lines of progress, >= 1", 50)
+    checkpoint_minutes: float = _flag(
+        "after which a checkpoint is written with the next line of progress though no evaluation is due, > 0", 10.0
+    )
     out: str | None = _flag("run folder, must not hold another run [runs/TASK-METHOD-SPARSITY-sSEED]", None)
     resume: bool = _flag("go on with the run in --out where it stopped", False)
     study: str | None = _flag("run a grid from a JSON file", None)
@@ -195,7 +198,7 @@ class Settings:
 def teacher_settings(settings: Settings) -> Settings:
     """The settings of a run's teacher: those of pruning at their defaults, so that they may change on --resume."""
     return dataclasses.replace(
-        Settings(), method="dense", **{name: getattr(settings, name) for name in (*TEACHER, *AROUND)}
+        Settings(), method="dense", **{name: getattr(settings, name) for name in (*TEACHER, *AROUND, "accumulate")}
     )
 
 

@@ -129,7 +129,7 @@ def _settings_of(settings: TransferSettings, name: str, file: str) -> Settings:
     """The main job's settings for an auxiliary task, its own presets where the target's flags say nothing."""
     shared = (
         "data_dir source model batch_size schedule teacher_schedule warmup weight_decay lengths length_multiple dtype "
-        "pooling evaluations log_every allow_weak_teacher mesh accumulate remat"
+        "pooling evaluations log_every checkpoint_minutes allow_weak_teacher mesh accumulate remat"
     ).split()
     own = {field: getattr(settings, field) for field in shared}
     own |= {"resume": settings.resume, "out": settings.out, "seed": settings.auxiliary_seed}

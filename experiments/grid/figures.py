@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments.config import settings as of_glue
 from experiments.config import transfer_settings as of_transfer
-from experiments.config.settings import Settings
+from experiments.config.settings import AROUND, Settings
 from experiments.config.transfer_settings import TransferSettings
 from experiments.config.tuned import tuned
 from experiments.pages.data import Run, number
@@ -31,7 +31,7 @@ _NUMBERS = (
 _OTHERS = ("last_metrics", "revision", "devices", "cell", "command")
 COLUMNS = (*_TEXTS, *_NUMBERS, *_OTHERS)
 # Where a run lies and how it is watched says nothing of what it computes.
-_AROUND = "out resume study cell log_every mesh distributed remat augment_file".split()
+_AROUND = (*AROUND, "study", "cell", "augment_file")
 _COMMANDS = {
     "experiments.glue": (Settings, of_glue.parse),
     "experiments.transfer": (TransferSettings, of_transfer.parse),

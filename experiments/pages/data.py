@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.config.settings import BY_METHOD, Settings
+from experiments.config.settings import AROUND, BY_METHOD, Settings
 from experiments.config.transfer_settings import TransferSettings
 from experiments.config.tuned import by_recipe
 from experiments.presets import METHODS, OWN_FILES, PRESETS, Preset
@@ -16,10 +16,7 @@ from kaprune_jax._errors import InputError
 from kaprune_jax._reading import as_object, inside, read_json, read_text
 
 # May differ between the runs that one mean is taken over.
-_FREE = frozenset(
-    "seed out command resume task method teacher auxiliary_teacher study cell log_every augment_file mesh remat "
-    "distributed".split()
-)
+_FREE = frozenset((*AROUND, *"seed command task method teacher auxiliary_teacher study cell augment_file".split()))
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TransferSettings)}
 # What else runs of one method may be compared by.
 _CHANGES = "augment student target_at sparsity_schedule scope scores loss_weights temperature".split()

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from experiments.config.settings import Settings
+from experiments.config.settings import AROUND, Settings
 from experiments.runs.augment_file import rows_digest
 from experiments.runs.lock import Busy, check_free, hold
 from experiments.runs.parts import PARTS
@@ -26,7 +26,7 @@ from kaprune_jax.train.loop import LogRecord
 from kaprune_jax.train.processes import by_first, is_first
 
 # Settings that do not change what is computed, and those that data and model have a part in.
-_FREE = ("resume", "log_every", "command", "out", "mesh", "distributed", "remat")
+_FREE = (*AROUND, "command")
 _FOUND = ("pooling", "max_length", "stride", "batch_size")
 # The phases that come before each in one run folder.
 _BEFORE: dict[str, tuple[str, ...]] = {"teacher": (), "prune": (), "after": ("prune",)}

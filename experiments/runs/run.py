@@ -2,7 +2,8 @@
 
 import functools
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from kaprune_jax.train.step import (
 )
 
 ShouldStop = Callable[[], bool]
+TOLD_EVERY = 60.0
+"""Seconds after which a long evaluation says how far it is."""
 
 
 def predict_rows(
@@ -51,16 +54,27 @@ def predict_rows(
     batches = eval_batches(data, batch_size=batch_size, **lengths)
     put = (lambda batch: batch) if mesh is None else functools.partial(place_batch, mesh=mesh)
     pending = [(rows, predict(params, put(batch))) for rows, batch in batches]
-    first = np.asarray(pending[0][1])
+    first, told = np.asarray(pending[0][1]), _telling(pending, len(data.input_ids))
     if first.ndim == 3:
         logits = np.full((len(data.input_ids), data.limit, first.shape[-1]), -np.inf, np.float32)
-        for rows, values in pending:
+        for rows, values in told:
             logits[rows, : values.shape[1]] = np.asarray(values)[: len(rows)]
         return logits
     logits = np.zeros((len(data.input_ids), first.shape[-1]), np.float32)
-    for rows, values in pending:
+    for rows, values in told:
         logits[rows] = np.asarray(values)[: len(rows)]
     return logits
+
+
+def _telling(pending: Iterable[tuple[np.ndarray, Any]], total: int) -> Iterator[tuple[np.ndarray, Any]]:
+    """Gives batches to who waits for each, and says on the terminal from time to time how many rows are done."""
+    done, told_at = 0, time.monotonic()
+    for rows, values in pending:
+        yield rows, values
+        done += len(rows)
+        if time.monotonic() - told_at >= TOLD_EVERY and done < total:
+            told_at = time.monotonic()
+            say(f"predicted {done:,} of {total:,} rows")
 
 
 def evaluate(predict: Callable, params: Any, prepared: Prepared, *, batch_size: int) -> dict[str, float]:

@@ -79,6 +79,7 @@ class Stage:
         self.rates: list[float] = after.rates if after else []
         self.seconds = after.total_seconds() if after else 0.0
         self.trained = 0.0
+        self._kept_at = time.monotonic()
         self._began = time.perf_counter()
 
     def total_seconds(self) -> float:
@@ -115,7 +116,7 @@ class Stage:
         if evaluate_first:
             self.on_eval(state)
         else:
-            self._checkpoint(state)
+            self.keep(state)
         return state
 
     def train(
@@ -137,13 +138,17 @@ class Stage:
           step: not yet jitted.
           state: where to start.
           batches: by step number.
-          settings: evaluations, log_every, resume.
+          settings: evaluations, log_every, checkpoint_minutes, resume.
           should_stop: asked after every step.
           teachers: handed to the step.
           run_steps: of the whole run, over which evaluations are spread; by default of this part.
           evaluate_first: as for `begin`.
           is_over: as for `begin`.
         """
+
+        def is_due() -> bool:
+            return on_first(lambda: time.monotonic() - self._kept_at >= 60 * settings.checkpoint_minutes)
+
         try:
             program = CompiledStep(step, self.mesh, on_compile=self._note_cost)
             state, teachers = place(state, self.mesh), place(teachers, self.mesh)
@@ -153,7 +158,7 @@ class Stage:
                 state,
                 MeshBatches(batches, self.mesh),
                 steps=self.steps,
-                hooks=Hooks(self.on_log, self.on_eval, self.on_pause, should_stop, aside=lambda: program.seconds),
+                hooks=Hooks(self.on_log, self.on_eval, self.keep, is_due, should_stop, aside=lambda: program.seconds),
                 teacher_params=teachers,
                 log_every=settings.log_every,
                 eval_every=max(1, -(-(run_steps or self.steps) // settings.evaluations)),
@@ -189,15 +194,14 @@ class Stage:
         if step >= self.target_step and score > self.best.get("score", -2.0):
             self.best = {"score": score, "metrics": metrics, "step": step}
             self.save_model(state, "model")
-        self._checkpoint(state)
+        self.keep(state)
 
-    def on_pause(self, state: TrainState) -> None:
-        self._checkpoint(state)
-
-    def _checkpoint(self, state: TrainState) -> None:
+    def keep(self, state: TrainState) -> None:
+        """Writes a checkpoint."""
         costs = {"mesh": mesh_text(self.mesh.shape), "costs": [cost._asdict() for cost in self.costs]}
         extra = {"best": self.best, "last": self.last, "seconds": self.total_seconds(), "rates": self.rates}
         self.checkpoints.save(state, extra | costs)
+        self._kept_at = time.monotonic()
 
     def save_model(self, state: TrainState, name: str) -> None:
         """Writes a model folder beside the old one, then puts it in its place."""

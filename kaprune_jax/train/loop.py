@@ -36,7 +36,7 @@ class Diverged(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """A person or the system asked to stop; the state was handed to `on_pause`."""
+    """A person or the system asked to stop; the state was handed to `on_keep`."""
 
 
 class LogRecord(NamedTuple):
@@ -79,14 +79,16 @@ class Hooks:
     Attributes:
       on_log: takes the means since the last log.
       on_eval: called every `eval_every` steps and at the end, only ever with finite losses and parameters.
-      on_pause: called when a stop was asked for, before `Interrupted` is raised.
+      on_keep: called with the same after a log when `is_due`, and when a stop was asked for, before `Interrupted`.
+      is_due: asked after a log that no evaluation follows: whether the state is to be kept.
       should_stop: asked after every step.
       aside: seconds that went into other things than steps up to now, such as compiling.
     """
 
     on_log: Callable[[LogRecord], None]
     on_eval: Callable[[TrainState], None]
-    on_pause: Callable[[TrainState], None] = lambda state: None
+    on_keep: Callable[[TrainState], None] = lambda state: None
+    is_due: Callable[[], bool] = lambda: False
     should_stop: Callable[[], bool] = lambda: False
     aside: Callable[[], float] = lambda: 0.0
 
@@ -134,14 +136,16 @@ def fit(
             metrics = jax.device_get(waiting)
             spent = time.perf_counter() - hooks.aside() - began
             record = _summarise(number, steps, metrics, batches.batch_size, spent)
-            if (evaluate or stop) and not _all_finite(state.params):
+            keep = (stop and number < steps) or (not evaluate and not stop and hooks.is_due())
+            if (evaluate or keep) and not _all_finite(state.params):
                 raise Diverged(number, float("nan"))
             hooks.on_log(record)
             waiting = []
             if evaluate:
                 hooks.on_eval(state)
+            if keep:
+                hooks.on_keep(state)
             if stop and number < steps:
-                hooks.on_pause(state)
                 raise Interrupted(f"stopped at step {number} of {steps}")
             began = time.perf_counter() - hooks.aside()
     return state

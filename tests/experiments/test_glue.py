@@ -11,6 +11,7 @@ from short_runs import QUICK, lines, tree_of
 
 import kaprune_jax as kp
 from experiments import glue
+from experiments.runs.run import predict_rows
 from kaprune_jax.data import loader
 from kaprune_jax.models.bert import init_params
 
@@ -69,6 +70,26 @@ def test_dev_rows_come_in_the_lengths_asked_for(run, monkeypatch):
     assert run("--method", "dense", "--lengths", "1", "--length-multiple", "7") == 0
     assert len(seen) == 1
     assert seen.pop() % 7 == 0
+
+
+def test_a_long_evaluation_says_how_far_it_is(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    class Slow:
+        """Logits of a batch that are there after 25 seconds."""
+
+        def __init__(self, size):
+            self.size = size
+
+        def __array__(self, *_, **__):
+            now[0] += 25
+            return np.zeros((self.size, 2), np.float32)
+
+    ids = tuple(np.ones(5, np.int32) for _ in range(11))
+    data = loader.Encoded(ids, ids, np.zeros(11, np.int32), frozenset(), 8, 0)
+    predict_rows(lambda _, batch: Slow(len(batch["input_ids"])), None, data, batch_size=2)
+    assert capsys.readouterr().out.splitlines() == ["predicted 6 of 11 rows"]
 
 
 @pytest.mark.parametrize("method", ["logits", "prune-finetuned", "prune-then-finetune"])

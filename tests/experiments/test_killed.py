@@ -102,6 +102,20 @@ def test_killed_at_the_worst_moments(killer, command, tmp_path, pattern):
     compare(killer, command, tmp_path, ["--method", "dense"], lambda done: [number_of(done, pattern)])
 
 
+@pytest.mark.long
+def test_killed_between_evaluations_goes_on_from_what_was_kept_by_the_clock(command, tmp_path, capsys):
+    more = ["--method", "dense", "--evaluations", "1"]
+    assert glue.main(command(tmp_path / "whole", *more)) == 0
+    assert sorted(path.name for path in (tmp_path / "whole" / "ckpt").iterdir() if path.is_dir()) == ["0", "10"]
+    arguments = command(tmp_path / "killed", *more, "--checkpoint-minutes", "1e-9")
+    before_the_last = r"os\.rename \S*/ckpt/\.10\.sha256"
+    assert subprocess.run([sys.executable, str(DEATHS), before_the_last, "1", *arguments]).returncode == 9
+    capsys.readouterr()
+    go_on(command(tmp_path / "killed", *more), tmp_path / "killed")
+    assert "going on at step 5 of 10" in capsys.readouterr().out
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_killed_at_every_operation(killer, command, tmp_path):
     compare(killer, command, tmp_path, ["--method", "dense"], lambda done: range(1, len(done) - 1))

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import kaprune_jax as kp
 from experiments import glue
 from experiments.grid.cells import make_once
 from experiments.grid.file import read_slice
@@ -63,6 +64,18 @@ def test_cells_share_teachers_rows_and_the_models_made_first(write, files, tmp_p
     before = {path: path.stat().st_mtime_ns for path in study.glob("*/*/result.json")}
     assert glue.main(["--study", str(file)]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in study.glob("*/*/result.json")}
+
+
+def test_cells_that_differ_in_what_a_teacher_follows_from_may_share_one_of_runs(write, files, tiny, tmp_path):
+    dense = {"train_file": files[1], "dev_file": files[3], "model": str(tiny), **QUICK}
+    grids = [{"teacher": ["@dense"], "method": ["logits"], "sparsity": [0.8], "batch_size": [4], "steps": [4]}]
+    assert glue.main(["--study", str(write(grids, runs={"dense": dense}))]) == 0
+    study = tmp_path / "study"
+    assert not (study / "teachers").exists()
+    cell = next((study / "cells").iterdir())
+    config, env = (json.loads((cell / name).read_text("utf-8")) for name in ("config.json", "env.json"))
+    assert (config["batch_size"], config["teacher"]) == (4, str(study / "runs" / "dense"))
+    assert env["teacher"] == kp.load(study / "runs" / "dense").fingerprint
 
 
 def test_a_cell_leaves_no_programs_in_memory(write):

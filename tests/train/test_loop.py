@@ -49,6 +49,32 @@ def test_logs_means_and_evaluates_at_the_end():
     assert logs[0].remaining > 0 == logs[-1].remaining
 
 
+def test_a_state_is_kept_after_a_log_when_it_is_due_but_not_where_an_evaluation_follows():
+    step, state = pieces()
+    logs, evals, kept = [], [], []
+    due = iter([False, True, True, False])
+    own = hooks(logs, evals, is_due=lambda: next(due), on_keep=lambda state: kept.append(int(state.step)))
+    fit(step, state, Numbers(), steps=12, hooks=own, log_every=2, eval_every=6)
+    assert [record.step for record in logs] == [2, 4, 6, 8, 10, 12]
+    assert evals == [6, 12]
+    assert kept == [4, 8]
+    assert next(due, None) is None
+
+
+def test_a_state_that_is_not_finite_is_not_kept():
+    step, state = pieces()
+
+    def breaks(state, teacher, batch):
+        state, metrics = step(state, teacher, batch)
+        return state._replace(params=state.params | {"b": jnp.array([1.0, jnp.nan])}), metrics
+
+    kept = []
+    own = hooks([], [], is_due=lambda: True, on_keep=kept.append)
+    with pytest.raises(Diverged, match="step 2"):
+        fit(breaks, state, Numbers(), steps=12, hooks=own, log_every=2, eval_every=6)
+    assert kept == []
+
+
 def test_what_is_left_does_not_count_the_seconds_of_compiling(monkeypatch):
     step, state = pieces()
     now, compiled = [0.0], [0.0]
@@ -141,7 +167,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path):
     whole = fit(step, state, Numbers(), steps=10, hooks=hooks([], []))
     saved = Checkpoints(tmp_path / "ckpt")
     asked = iter([False] * 4 + [True])
-    pausing = hooks([], [], on_pause=lambda s: saved.save(s, {"best": {}}), should_stop=lambda: next(asked))
+    pausing = hooks([], [], on_keep=lambda s: saved.save(s, {"best": {}}), should_stop=lambda: next(asked))
     with pytest.raises(Interrupted, match="step 5 of 10"):
         fit(step, pieces()[1], Numbers(), steps=10, hooks=pausing)
     saved.close()
