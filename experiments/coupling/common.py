@@ -18,8 +18,8 @@ from kaprune_jax.deploy.model import Model
 from kaprune_jax.distill.objective import DistillConfig, init_projection
 from kaprune_jax.l0.gates import init_gates, still_gates
 from kaprune_jax.l0.lagrangian import init_duals
-from kaprune_jax.train.sharding import replicated
 from kaprune_jax.train.step import PROJECTION
+from kaprune_jax.train.turns import jit_whole
 from kaprune_jax.transfer.sharing import HEADS, Share, make_store, parts_of
 from kaprune_jax.transfer.step import Constraint, Coupling, Task
 
@@ -186,7 +186,7 @@ def make_predict(
         inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
         return apply(parts["model"], *inputs, gates=still_gates(parts["gates"]) if gated else None).logits
 
-    return jax.jit(predict, out_shardings=None if mesh is None else replicated(mesh))
+    return jit_whole(predict, mesh)
 
 
 def coupling_of(settings: Any, where: Phases) -> Coupling:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from kaprune_jax._typing import Params
 from kaprune_jax.train.cost import StepCost, cost_of_parts, step_cost
 from kaprune_jax.train.sharding import batch_shardings, shardings
+from kaprune_jax.train.turns import in_turn
 
 Run = Callable[..., Any]
 """`run(part, *arguments, donate=False)` calls a part of a step, a function of arrays that is the same object in every
@@ -85,7 +86,7 @@ class CompiledStep:
                 places = jax.tree.map(lambda leaf: leaf.sharding, result)
                 jitted = jax.jit(part, donate_argnums=0 if donate else (), out_shardings=places)
                 compiled = jitted.lower(*arguments).compile()
-                self._compiled[key] = compiled, step_cost(compiled, devices=self.mesh.size)
+                self._compiled[key] = in_turn(compiled, self.mesh), step_cost(compiled, devices=self.mesh.size)
                 fresh += 1
             programs[part], cost = self._compiled[key]
             costs.append(cost)

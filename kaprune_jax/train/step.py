@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from kaprune_jax._typing import Masks, Params
 from kaprune_jax.distill.objective import DistillConfig, Outputs, objective
 from kaprune_jax.prune.masks import apply_masks, mask_moments
 from kaprune_jax.train.accumulate import Scales, mean_over_parts
+from kaprune_jax.train.turns import jit_whole
 
 Apply = Callable[..., Outputs]
 PROJECTION = "projection"
@@ -137,4 +138,4 @@ def make_predict(apply: Apply, *, mesh: Mesh | None = None) -> Callable[[Params,
             split_projection(params)[0], batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
         ).logits
 
-    return jax.jit(predict, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+    return jit_whole(predict, mesh)
