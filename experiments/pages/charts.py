@@ -97,13 +97,18 @@ class Chart(NamedTuple):
             f'<g class="{style}"><circle class="dot" cx="60" cy="{y}" r="5"/></g>{text_at(74, y + 4, text, "start")}'
             for y, (style, text) in zip(itertools.count(frame.height + 8, 20), self.legend, strict=False)
         )
-        style = Path(__file__).with_name("report.css").read_text("utf-8")
+        style = read_style("charts.css")
         size = f'width="{frame.width}" viewBox="0 0 {frame.width} {frame.height + 20 * len(self.legend) + 8}"'
         ground = '<rect width="100%" height="100%" style="fill: var(--surface)"/>'
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size}><style>\n{style}</style>'
             f"{ground}{parts}{names}</svg>\n"
         )
+
+
+def read_style(name: str) -> str:
+    """A style sheet beside this file: charts.css, which charts of their own have too, or report.css for pages."""
+    return Path(__file__).with_name(name).read_text("utf-8")
 
 
 def draw_lines(

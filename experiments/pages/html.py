@@ -4,11 +4,10 @@ import json
 import math
 from collections.abc import Iterable
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from experiments.pages import text as words
-from experiments.pages.charts import Line, Mark, line_chart
+from experiments.pages.charts import Line, Mark, line_chart, read_style
 from experiments.pages.data import Run, number
 from experiments.pages.mask_pictures import MaskStudy, heat_table, pictures
 from experiments.pages.structure_pictures import average, picture
@@ -19,7 +18,7 @@ TERMS = ("embeddings", "hidden", "attention", "logits", "labels")
 
 def page(title: str, body: str, style_class: str = "") -> str:
     """A whole HTML document around a body; the browser is told to load nothing."""
-    style = Path(__file__).with_name("report.css").read_text("utf-8")
+    style = read_style("charts.css") + read_style("report.css")
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
