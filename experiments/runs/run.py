@@ -74,7 +74,8 @@ def _telling(pending: Iterable[tuple[np.ndarray, Any]], total: int) -> Iterator[
         done += len(rows)
         if time.monotonic() - told_at >= TOLD_EVERY and done < total:
             told_at = time.monotonic()
-            say(f"predicted {done:,} of {total:,} rows")
+            line = f"predicted {done:,} of {total:,} rows"
+            say(f"\r{line:<110}" if sys.stdout.isatty() else line)  # over the line of progress
 
 
 def evaluate(predict: Callable, params: Any, prepared: Prepared, *, batch_size: int) -> dict[str, float]:

@@ -53,6 +53,7 @@ def refused(tmp_path, capsys, monkeypatch):
         (["--epochs", "0"], ["--epochs 0.0", "> 0"]),
         (["--learning-rate", "inf"], ["--learning-rate inf"]),
         (["--batch-size", "0"], ["--batch-size 0", ">= 1"]),
+        (["--checkpoint-minutes", "0"], ["--checkpoint-minutes 0.0", "> 0"]),
         (["--dropout", "1"], ["--dropout 1.0", "[0, 1)"]),
         (["--target-at", "0"], ["--target-at 0.0", "(0, 1]"]),
         (["--temperature", "0"], ["--temperature 0.0"]),
