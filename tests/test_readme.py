@@ -117,6 +117,29 @@ def test_the_tables_of_tasks_are_those_of_the_figures(study):
     assert runs.keys() <= cells  # so that the study goes on from there
 
 
+def test_what_a_teacher_is_worth_beside_labels_is_that_of_the_figures():
+    runs = read_figures(STUDIES / "table.csv").values()
+    last: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        if run.figure("sparsity", "asked") == 0.95:
+            last.setdefault((run.task, run.method), []).append(run.figure("last"))
+    mean = {key: np.mean(values) for key, values in last.items()}
+    ahead = {
+        task: 100 * (mean[task, "sparsebert"] - mean[task, "hard-labels"])
+        for task, method in mean
+        if method == "hard-labels"
+    }
+    text = " ".join(README.split())
+    assert (
+        f"ahead by {ahead['cola']:.1f} points on CoLA, {ahead['stsb']:.1f} on STS-B and {ahead['sst2']:.1f} on SST-2"
+        in text
+    )
+    assert f"of hard labels by {ahead['trec6']:.1f}" in text
+    least, most = min(ahead.values()), max(ahead.values())
+    assert len(ahead) == 4
+    assert f"it would be {least:.0f} to {most:.0f} points less on the four tasks where this was run" in text
+
+
 def test_no_placeholder_is_left():
     assert "@" not in re.sub(r"```.*?```", "", README, flags=re.DOTALL)
 
