@@ -122,12 +122,12 @@ def test_what_a_teacher_is_worth_beside_labels_is_that_of_the_figures():
     last: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         if run.figure("sparsity", "asked") == 0.95:
-            last.setdefault((run.task, run.method), []).append(run.figure("last"))
+            last.setdefault((run.task, run.name), []).append(run.figure("last"))
     mean = {key: np.mean(values) for key, values in last.items()}
     ahead = {
         task: 100 * (mean[task, "sparsebert"] - mean[task, "hard-labels"])
-        for task, method in mean
-        if method == "hard-labels"
+        for task, name in mean
+        if name == "hard-labels"
     }
     text = " ".join(README.split())
     assert (
