@@ -21,8 +21,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 # And they run them for a few steps: code that is made fast matters more here than fast code.
 _flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
-# Eight devices share the cores; where these are busy, one of them may come late to where the others wait.
-_flags.append("--xla_cpu_collective_call_terminate_timeout_seconds=600")
 if jax.__version_info__ < (0, 11):  # later ones have no second way of fusing, and end at a flag they do not know
     _flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*_flags, os.environ.get("XLA_FLAGS", "")]).strip()
