@@ -197,7 +197,8 @@ def test_the_means_over_pairs_are_those_of_the_figures(kind, coupling):
     for many in (3, 5):
         error = sum(error**2 for error in errors[:many]) ** 0.5 / many
         cells.append(_points(sum(means[:many]) / many, error))
-    assert f"| {' | '.join([f'{coupling} ({kind})', *cells])} |" in TABLES
+    line = f"| {' | '.join([f'{coupling} ({kind})', *cells])} |"
+    assert line in TABLES and line in README
 
 
 def test_other_measures_of_paraphrases_are_those_of_the_figures():
