@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -265,3 +266,12 @@ def _mark(frame: Frame, mark: Mark) -> str:
 def text_at(x: float, y: float, text: str, anchor: str, style: str = "tick") -> str:
     """A line of text in a chart; anchor is "start", "middle" or "end"."""
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def name_of_file(text: str, taken: set[str]) -> str:
+    """A name for a file, or a part of one, numbered where it is taken already; then it is taken too."""
+    place = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    numbered = (f"{place}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
+    free = next(name for name in numbered if name not in taken)
+    taken.add(free)
+    return free

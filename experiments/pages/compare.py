@@ -1,25 +1,23 @@
 """The page of several runs: methods side by side, over seeds; and where each method removed weights."""
 
-import itertools
 import math
 import os
-import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from experiments.pages import text as words
-from experiments.pages.charts import Chart, Line, Mark, Point, draw_lines, line_chart
+from experiments.pages.charts import Line, Mark, Point, line_chart
+from experiments.pages.colours import colours_of
+from experiments.pages.curves import by_sparsity, by_steps
 from experiments.pages.data import Run, Setting, group_runs, number, spread
 from experiments.pages.html import bullets, page, paragraphs, section, table
 from experiments.pages.mask_pictures import kinds
-from experiments.pages.published import published
 from experiments.pages.tasks import ABOUT_TASKS, task_table
-from experiments.presets import METHODS
 
 
 def comparison(runs: Sequence[Run], folder: Path) -> dict[str, str]:
-    """Files of several runs by name: the page, and scores against sparsity where a method has several of them.
+    """Files of several runs by name: the page, and scores against sparsity, or against steps, where there are several.
 
     Args:
       runs: what `read_run` gives, at least one.
@@ -27,13 +25,12 @@ def comparison(runs: Sequence[Run], folder: Path) -> dict[str, str]:
     """
     groups = group_runs(runs)
     tasks = list(dict.fromkeys(setting.task for setting in groups))
-    methods = sorted({run.name for run in runs}, key=_rank)
+    methods = {run.name for run in runs}
     title = f"{', '.join(tasks)}: {len(methods)} method{'s' * (len(methods) > 1)} in {len(runs)} runs"
-    colours = colours_of(methods)
     pruned = {setting: inner for setting, inner in groups.items() if set(inner) != {"dense"}} or groups
-    charts = _score_by_sparsity(pruned, colours)
+    by_share, by_length = by_sparsity(pruned), by_steps(pruned)
     curves = [
-        f"<h3>{escape(words.name_setting(key))}</h3>{_overlay(key, inner, colours)}"
+        f"<h3>{escape(words.name_setting(key))}</h3>{_overlay(key, inner)}"
         for key, inner in pruned.items()
         if any(run.records for members in inner.values() for run in members)  # a table of figures has none
     ]
@@ -43,30 +40,13 @@ def comparison(runs: Sequence[Run], folder: Path) -> dict[str, str]:
         + section("Tasks side by side", *_tasks(runs))
         + section("Methods", *(_table(task, runs) for task in tasks), paragraphs(words.below_table(runs), "note"))
         + section("Score against step", *curves)
-        + section("Score against sparsity", *(chart.figure() for chart in charts.values()))
+        + section("Score against sparsity", *(chart.figure() for chart in by_share.values()))
+        + section("Score against length of training", *(chart.figure() for chart in by_length.values()))
         + section("What each method removed where", _where(pruned))
         + section("Runs", _list(runs, folder))
     )
+    charts = by_share | by_length
     return {"report.html": page(title, body, "broad")} | {name: chart.file() for name, chart in charts.items()}
-
-
-def _rank(name: str) -> tuple[int, str]:
-    method = name.split(",")[0]
-    return (METHODS.index(method) if method in METHODS else len(METHODS)), name
-
-
-def colours_of(names: Sequence[str]) -> dict[str, str]:
-    """CSS classes by name: each method its own colour, broken with augmented rows; what is coupled what is free."""
-    found: dict[str, str] = {}
-    for name in sorted(names, key=_rank):
-        colour = f"c{min(_rank(name)[0], 7) + 1}"
-        if "," not in name or name.endswith(", alone"):
-            found[name] = colour
-        elif ", augment " in name:
-            found[name] = f"{colour} broken"
-    styles = [f"c{number}{kind}" for kind in ("", " broken") for number in range(1, 9)]
-    free = itertools.cycle([style for style in styles if style not in found.values()] or styles)
-    return {name: found.get(name) or next(free) for name in sorted(names, key=_rank)}
 
 
 def _table(task: str, runs: Sequence[Run]) -> str:
@@ -84,8 +64,9 @@ def _tasks(runs: Sequence[Run]) -> list[str]:
     return [table(header, rows), paragraphs([ABOUT_TASKS], "note")] if rows else []
 
 
-def _overlay(setting: Setting, methods: dict[str, list[Run]], colours: dict[str, str]) -> str:
+def _overlay(setting: Setting, methods: dict[str, list[Run]]) -> str:
     lines: list[Line] = []
+    colours = colours_of(methods)
     for method, members in methods.items():
         curves = [_curve(run) for run in members]
         mean = mean_curve(curves)
@@ -109,37 +90,6 @@ def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
     values = [{x: y for x, y in curve if math.isfinite(y)} for curve in curves]
     shared = set.intersection(*(set(value) for value in values)) if values else set()
     return [(x, sum(value[x] for value in values) / len(values)) for x in sorted(shared)]
-
-
-def _score_by_sparsity(groups: dict[Setting, dict[str, list[Run]]], colours: dict[str, str]) -> dict[str, Chart]:
-    """A chart for each task, metric and pattern, by the name of its file."""
-    found: dict[tuple[str, str, str], dict[str, list[Point]]] = {}
-    dense: dict[tuple[str, str, str], list[float]] = {}
-    for setting, methods in groups.items():
-        for method, members in methods.items():
-            dense.setdefault(setting[:3], []).extend(run.figure("dense") for run in members)
-            point = (
-                spread([run.figure("sparsity", "encoder") for run in members]).mean,
-                spread([run.figure("pruned") for run in members]).mean,
-            )
-            found.setdefault(setting[:3], {}).setdefault(method, []).append(point)
-    charts = {}
-    for (task, metric, pattern), methods in found.items():
-        whole = spread(dense[task, metric, pattern]).mean
-        level = [Mark(None, whole, f"dense {words.score(whole)}")] if math.isfinite(whole) else []
-        chart = draw_lines(
-            [Line(name, sorted(points), colours[name], dots=True) for name, points in methods.items()],
-            title=f"{metric} of the pruned model against sparsity, {task}, {pattern}",
-            x_label="sparsity of the encoder's matrices",
-            y_label=f"{metric}, {task}, {pattern}",
-            marks=level
-            + [Mark(each.sparsity, each.score, f"{each.paper}, BERT-base") for each in published(task, metric)],
-            ceiling=1.0,
-            room=0.05,
-        )
-        if chart is not None and any(len(points) > 1 for points in methods.values()):
-            charts[re.sub(r"[^a-z0-9]+", "-", f"sparsity-{task}-{metric}-{pattern}".lower()) + ".svg"] = chart
-    return charts
 
 
 def _where(groups: dict[Setting, dict[str, list[Run]]]) -> str:

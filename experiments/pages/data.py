@@ -40,6 +40,8 @@ class Run(NamedTuple):
       environment: versions, devices, hashes; empty where `env.json` is missing.
       result: the figures of `result.json`.
       records: the lines of `metrics.jsonl`.
+      length: the fewest and the most steps that it and its like were trained for, where others beside them were trained
+        for longer or for less.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class Run(NamedTuple):
     environment: dict[str, Any]
     result: dict[str, Any]
     records: list[dict[str, Any]]
+    length: tuple[int, int] | None = None
 
     @property
     def task(self) -> str:
@@ -58,7 +61,15 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The method, how it was coupled, its recipe and what it was changed to: what is compared."""
+        """What is compared: the kind and, where there are several lengths of it, for how many steps it was trained."""
+        if self.length is None:
+            return self.kind
+        fewest, most = self.length
+        return f"{self.kind}, {fewest:,}{f' to {most:,}' if most > fewest else ''} steps"
+
+    @property
+    def kind(self) -> str:
+        """The method, how it was coupled, its recipe and what it was changed to."""
         return self.name_without()
 
     def name_without(self, shared: Sequence[str] = ()) -> str:
@@ -194,7 +205,8 @@ def group_runs(runs: Sequence[Run]) -> dict[Setting, dict[str, list[Run]]]:
 
     def order(run: Run) -> tuple:
         rank = METHODS.index(run.method) if run.method in METHODS else len(METHODS)
-        return run.task, run.pattern, _sortable(run.figure("sparsity", "asked")), rank, run.name, _seed(run)
+        asked = _sortable(run.figure("sparsity", "asked"))
+        return run.task, run.pattern, asked, rank, run.kind, run.length or (0, 0), _seed(run)
 
     groups: dict[Setting, dict[str, list[Run]]] = {}
     for run in sorted(runs, key=order):

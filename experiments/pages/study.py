@@ -7,7 +7,8 @@ from pathlib import Path
 
 from experiments.pages import text as words
 from experiments.pages.charts import Chart
-from experiments.pages.compare import colours_of, link_to
+from experiments.pages.colours import colours_of
+from experiments.pages.compare import link_to
 from experiments.pages.data import Run, Setting, differing_settings
 from experiments.pages.html import bullets, details, page, paragraphs, section, table
 from experiments.pages.markdown import markdown_table

@@ -1,11 +1,9 @@
 """The two pictures of a study: scores against target rows, and what each coupling gains over pruning alone."""
 
-import itertools
-import re
 from collections.abc import Mapping, Sequence
 
 from experiments.pages import text as words
-from experiments.pages.charts import Chart, Line, draw_lines
+from experiments.pages.charts import Chart, Line, draw_lines, name_of_file
 from experiments.pages.data import Setting
 from experiments.pages.dots import Dot, draw_dots
 from experiments.pages.pairs import Mean, Row, alone, gap, mean_of
@@ -20,7 +18,7 @@ def study_charts(
     taken: set[str] = set()
     for setting, rows in groups.items():
         asked = f"{100 * setting.sparsity:.6g}" if setting.sparsity >= 0 else "none"
-        place = _place(f"{setting.task} {setting.metric} {setting.pattern} {asked}", taken)
+        place = name_of_file(f"{setting.task} {setting.metric} {setting.pattern} {asked}", taken)
         charts = {"scores": scores(setting, rows, colours), "gains": gains(setting, rows, colours)}
         found[setting] = {f"{name}-{place}.svg": chart for name, chart in charts.items() if chart is not None}
     return found
@@ -31,7 +29,7 @@ def pooled_charts(pools: Mapping[Setup, Sequence[Pooled]], colours: Mapping[str,
     found: dict[Setup, dict[str, Chart]] = {}
     taken: set[str] = set()
     for setup, pooled in pools.items():
-        place = _place(f"{setup.task} {setup.metric} {setup.pattern} all", taken)
+        place = name_of_file(f"{setup.task} {setup.metric} {setup.pattern} all", taken)
         chart = pooled_gains(setup, pooled, colours)
         found[setup] = {f"gains-{place}.svg": chart} if chart is not None else {}
     return found
@@ -110,12 +108,3 @@ def _dots(differences: Sequence[tuple[str, float, Mean]], colours: Mapping[str, 
         if found.n:
             dots.append(Dot(shown, found.in_points(), 100 * found.mean, 100 * found.error, colours[name]))
     return dots
-
-
-def _place(text: str, taken: set[str]) -> str:
-    """A part of a file's name, numbered where it is taken already; then it is taken too."""
-    place = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    numbered = (f"{place}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
-    free = next(name for name in numbered if name not in taken)
-    taken.add(free)
-    return free

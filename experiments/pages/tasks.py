@@ -33,7 +33,7 @@ def task_table(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[tuple[str, ..
         return header, []
     whole = {task: {run.figure("seed"): run.figure("dense") for run in runs if run.task == task} for task in tasks}
     found = [("dense", *(_scores(list(whole[task].values())) for task in tasks), "")]
-    for (sparsity, pattern, name), by_task in sorted(rows.items(), key=lambda row: _order(*row[0])):
+    for (sparsity, pattern, name), by_task in sorted(rows.items(), key=_order):
         losses = [spread([run.figure("dense") - run.figure("last") for run in by_task[task]]).mean for task in by_task]
         loss = spread(losses)
         title = f"{words.percent(sparsity)}, {name}" + (f", {pattern}" if pattern != "element" else "")
@@ -42,9 +42,11 @@ def task_table(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[tuple[str, ..
     return header, found
 
 
-def _order(sparsity: float, pattern: str, name: str) -> tuple:
-    method = name.split(",")[0]
-    return sparsity, pattern, METHODS.index(method) if method in METHODS else len(METHODS), name
+def _order(row: tuple[tuple[float, str, str], dict[str, list[Run]]]) -> tuple:
+    (sparsity, pattern, name), by_task = row
+    run = next(iter(by_task.values()))[0]
+    rank = METHODS.index(run.method) if run.method in METHODS else len(METHODS)
+    return sparsity, pattern, rank, run.kind, run.length or (0, 0), name
 
 
 def _scores(values: Sequence[float]) -> str:

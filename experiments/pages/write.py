@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments.pages.compare import comparison
 from experiments.pages.data import Run, read_run
 from experiments.pages.html import run_page
+from experiments.pages.lengths import tell_lengths
 from experiments.pages.markdown import markdown
 from experiments.pages.mask_pictures import study
 from experiments.pages.structure_pictures import read_structure
@@ -39,7 +40,7 @@ def write_comparison(folder: str | os.PathLike[str], runs: Sequence[str | os.Pat
     """Writes `report.html` and `table.md` of several runs, of one or more methods, seeds, tasks and sparsities.
 
     Where a method has several sparsities, `sparsity-TASK-METRIC-PATTERN.svg` has the score against them, a file of its
-    own.
+    own; where it was trained for several numbers of steps, `steps-TASK-METRIC-PATTERN-SPARSITY.svg`.
 
     Args:
       folder: where to; made if it is not there.
@@ -54,6 +55,7 @@ def write_comparison(folder: str | os.PathLike[str], runs: Sequence[str | os.Pat
     found = [run if isinstance(run, Run) else read_run(Path(run)) for run in runs]
     if not found:
         raise InputError(f"{folder}: no run folders to compare; at least one is needed")
+    found = tell_lengths(found)
     write_files(Path(folder), {"table.md": markdown(found), **comparison(found, Path(folder))})
     return Path(folder) / "report.html"
 

@@ -236,6 +236,56 @@ def test_scores_by_sparsity_have_the_dense_model_and_the_papers_beside_them(tmp_
     assert "BERT-base" not in Page(write_comparison(tmp_path / "others", other).read_text("utf-8")).text
 
 
+def test_lengths_are_told_apart_and_drawn(tmp_path):
+    """A mean is over seeds, not over lengths; steps that differ by a little, as by augmented rows, are one length."""
+    runs = [
+        make_run(
+            tmp_path / f"{steps}-{seed}", seed=seed, steps=steps + 2 * seed, pruned=0.6 + steps / 1e4 + 0.01 * seed
+        )
+        for steps in (500, 2000)
+        for seed in range(2)
+    ]
+    runs += [
+        make_run(tmp_path / "labels", method="hard-labels", steps=500, pruned=0.6),
+        make_run(tmp_path / "less", steps=500, pruned=0.7, sparsity={"asked": 0.8, "encoder": 0.8, "all": 0.4}),
+    ]
+    page = Page(write_comparison(tmp_path / "all", runs).read_text("utf-8"))
+    rows = [line.split(" | ") for line in (tmp_path / "all" / "table.md").read_text("utf-8").splitlines()]
+    assert [(row[3], row[4], row[7]) for row in rows if row[0] == "| micro-rte"] == [
+        ("80.0 %", "sparsebert, 500 to 502 steps", "0.700 (1)"),
+        ("95.0 %", "sparsebert, 500 to 502 steps", "0.655 ± 0.007 (2)"),
+        ("95.0 %", "sparsebert, 2,000 to 2,002 steps", "0.805 ± 0.007 (2)"),
+        ("95.0 %", "hard-labels", "0.600 (1)"),
+    ]
+    assert "occurs more than once" not in page.text
+    assert "Score against length of training" in page.text
+    (drawn,) = (tmp_path / "all").glob("steps-*.svg")
+    assert drawn.name == "steps-micro-rte-accuracy-element-95.svg"
+    assert drawn.read_text("utf-8").count('class="dot" cx="60"') == 2  # in the legend: the method, hard labels
+    tips = re.findall(r"<title>(sparsebert[^<]*)</title>", drawn.read_text("utf-8"))
+    assert tips == ["sparsebert, 501: 0.655", "sparsebert, 2,001: 0.805"]
+    by_share = (tmp_path / "all" / "sparsity-micro-rte-accuracy-element.svg").read_text("utf-8")
+    assert re.findall(r'<g class="(c1[^"]*)">', by_share) == ["c1", "c1 broken"] * 2  # lines, legend
+
+
+def test_one_length_is_not_named(tmp_path):
+    runs = [make_run(tmp_path / str(seed), seed=seed, steps=500 + 50 * seed) for seed in range(3)]
+    page = Page(write_comparison(tmp_path / "all", runs).read_text("utf-8"))
+    assert "500 to" not in page.text
+    assert "length of training" not in page.text
+    assert not [*(tmp_path / "all").glob("steps-*")]
+
+
+def test_tasks_in_another_script_have_charts_of_their_own(tmp_path):
+    runs = [
+        make_run(tmp_path / f"{task}-{share}", task=task, sparsity={"asked": share, "encoder": share, "all": share / 2})
+        for task in ("日本", "中文")
+        for share in (0.8, 0.95)
+    ]
+    write_comparison(tmp_path / "all", runs)
+    assert len([*(tmp_path / "all").glob("sparsity-*.svg")]) == 2
+
+
 @pytest.mark.parametrize(
     ("config", "name"),
     [
