@@ -25,7 +25,7 @@ def run(settings: Settings, should_stop: Stop) -> None:
     from experiments.pages.write import write_comparison, write_report
     from experiments.runs.augment import add_rows
     from experiments.runs.lock import take
-    from experiments.runs.method import plan
+    from experiments.runs.method import count_steps, plan
     from experiments.runs.prepare import prepare
     from experiments.runs.record import say
     from experiments.runs.results import read_result
@@ -34,6 +34,8 @@ def run(settings: Settings, should_stop: Stop) -> None:
     from kaprune_jax.train.processes import on_first
 
     prepared = prepare(settings)
+    for dense in (True, False):
+        count_steps(prepared, dense=dense)  # says so where there are too many
     for method in (name for name in settings.methods if prepared.teacher and name != "cofi"):
         plan(method, prepared, prepared.teacher)  # says what does not fit before anything is written
     if "cofi" in settings.methods:
@@ -54,7 +56,9 @@ def run(settings: Settings, should_stop: Stop) -> None:
         if settings.teacher is None:
             folders = {"dense": fine_tuned} | folders
     unfinished = [method for method in methods if method != "dense" and not read_result(folders[method])]
-    training = add_rows(prepared, teacher, out, should_stop) if teacher and unfinished else prepared
+    training = prepared._replace(augmented=None)  # where nothing is left to be trained
+    if teacher and unfinished:
+        training = add_rows(prepared, teacher, out, should_stop)
     results = {}
     for method, folder in folders.items():
         given = prepared if method == "dense" else training

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 from pathlib import Path
 
 import jax
@@ -12,6 +13,9 @@ from sklearn.metrics import matthews_corrcoef
 
 import experiments
 import kaprune_jax as kp
+from experiments.config import settings as glue_settings
+from experiments.config import transfer_settings
+from experiments.config.resolve import resolve
 from experiments.grid.figures import read_figures
 from experiments.grid.file import digest, read_grid
 from experiments.grid.glue import make_kind
@@ -143,6 +147,16 @@ def test_what_a_teacher_is_worth_beside_labels_is_that_of_the_figures():
 
 def test_no_placeholder_is_left():
     assert "@" not in re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.csv")), ids=lambda file: file.stem)
+def test_the_commands_in_the_tables_are_accepted(file):
+    settings = {"experiments.glue": (glue_settings, resolve), "experiments.transfer": (transfer_settings, None)}
+    for run in read_figures(file).values():
+        python, _, module, *arguments = shlex.split(run.command)
+        assert python == "python"
+        read, complete = settings[module]
+        (complete or read.resolve)(read.parse(arguments))
 
 
 @pytest.mark.parametrize(("kind", "studies"), [("sparsity", ["table"]), ("steps", LENGTHS)])

@@ -9,6 +9,8 @@ from kaprune_jax._errors import InputError
 from kaprune_jax.data.squad import is_squad_file
 from kaprune_jax.models.layout import GATES
 
+MOST_STEPS = 2**31 - 1
+"""They are counted in 32 bits."""
 _RANGES: dict[str, tuple[float, float, str]] = {
     "sparsity": (0.0, math.nextafter(1.0, 0.0), "a fraction in [0, 1)"),
     "target_at": (math.ulp(0.0), 1.0, "a fraction in (0, 1]"),
@@ -27,8 +29,8 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "dual_learning_rate": (math.ulp(0.0), 1e9, "a number > 0"),
     "stiffness": (math.ulp(0.0), 1e9, "a number > 0"),
     "temperature": (math.ulp(0.0), 1e9, "a number > 0"),
-    "steps": (1, math.inf, "a whole number >= 1"),
-    "teacher_steps": (1, math.inf, "a whole number >= 1"),
+    "steps": (1, MOST_STEPS, f"a whole number in [1, {MOST_STEPS}]"),
+    "teacher_steps": (1, MOST_STEPS, f"a whole number in [1, {MOST_STEPS}]"),
     "batch_size": (1, math.inf, "a whole number >= 1"),
     "max_length": (8, math.inf, "a whole number >= 8"),
     "lengths": (1, math.inf, "a whole number >= 1"),
@@ -64,6 +66,10 @@ def check(settings: Settings) -> None:
             raise InputError(f"--method {method!r} is unknown; allowed: {', '.join(METHODS)}")
     if len(set(settings.methods)) != len(settings.methods):
         raise InputError(f"--method {settings.method}: a method is named twice")
+    own = settings.train_file is not None
+    for name, value, default in (("text", settings.text, "sentence"), ("label", settings.label, "label")):
+        if value != default and not own:
+            raise InputError(f"--{name} {value}: only for own rows (--train-file); --task {settings.task} has its own")
     if settings.augment_file is not None and settings.augment is None:
         raise InputError(f"--augment-file {settings.augment_file} needs --augment N")
     if settings.augment is not None and settings.methods == ("dense",):

@@ -17,7 +17,7 @@ S = TypeVar("S", bound="Settings")
 TEACHER = (
     "task data_dir source train_file dev_file text label metric model batch_size teacher_steps teacher_epochs "
     "teacher_learning_rate teacher_schedule warmup weight_decay max_length stride lengths length_multiple hold_out "
-    "limit_train seed dtype pooling evaluations"
+    "limit_train seed dtype pooling evaluations accumulate"
 ).split()
 """The settings that a run's teacher follows from."""
 BY_METHOD = ("learning_rate", "dropout", "scores", "loss_weights")
@@ -198,7 +198,7 @@ class Settings:
 def teacher_settings(settings: Settings) -> Settings:
     """The settings of a run's teacher: those of pruning at their defaults, so that they may change on --resume."""
     return dataclasses.replace(
-        Settings(), method="dense", **{name: getattr(settings, name) for name in (*TEACHER, *AROUND, "accumulate")}
+        Settings(), method="dense", **{name: getattr(settings, name) for name in (*TEACHER, *AROUND)}
     )
 
 

@@ -263,7 +263,7 @@ def takes_turns(settings: Settings) -> bool:
 
 def joint_teacher_settings(settings: TransferSettings) -> TransferSettings:
     """The settings of a jointly trained teacher: those of pruning at their defaults, as `teacher_settings` has them."""
-    kept = {name: getattr(settings, name) for name in (*JOINT_TEACHER, *AROUND, "accumulate", "no_augment")}
+    kept = {name: getattr(settings, name) for name in (*JOINT_TEACHER, *AROUND, "no_augment")}
     return dataclasses.replace(TransferSettings(), **kept | {"method": "dense", "share": "weights"})
 
 

@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config.settings import Settings
+from experiments.config.settings import TEACHER, Settings
 from experiments.grid.file import MODELS, Flags, Grid, Kind, S, ShouldStop, digest, read_grid, read_slice
 from experiments.pages.data import Run
 from experiments.runs.lock import Busy, hold, release
 from kaprune_jax._errors import InputError
+from kaprune_jax._reading import read_json
 
 _HEAVY = ("ckpt", "ckpt-after", "model-last")
 
@@ -29,9 +30,15 @@ _HEAVY = ("ckpt", "ckpt-after", "model-last")
 def run_study(kind: Kind[S], file: str, cell: str | None, should_stop: ShouldStop) -> None:
     """Runs the cells of a slice that have no result yet, then writes the report of all that have one.
 
-    Each result is kept in `figures.csv` too, and is there even when its folder has gone.
+    Each result is kept in `figures.csv` too, and is there even when its folder has gone. A cell that fails does not
+    keep the others from being run.
+
+    Raises:
+      InputError, Diverged: of the first cell that failed, in the end; before the first cell, what is wrong in the file.
+      Interrupted: `should_stop` said so.
     """
     from experiments.runs.record import say
+    from kaprune_jax.train.loop import Diverged
 
     grid = read_grid(file, kind)
     number, count = read_slice(cell)
@@ -40,6 +47,7 @@ def run_study(kind: Kind[S], file: str, cell: str | None, should_stop: ShouldSto
     known = _finished(grid.out, folders)
     mine = [settings for index, settings in enumerate(resolved) if index % count == number - 1]
     _compile_once(grid.out)
+    failed: list[Exception] = []
     for index, settings in enumerate(mine, 1):
         folder = Path(settings.out or "")
         if _cell_of(folder) in known or (folder / "result.json").is_file():
@@ -51,9 +59,13 @@ def run_study(kind: Kind[S], file: str, cell: str | None, should_stop: ShouldSto
             continue
         if not (folder / "result.json").is_file():  # or another process has ended it meanwhile
             say(f"\ncell {index} of {len(mine)}: {folder.name}")
-            _make_sources(grid, settings, should_stop)
-            kind.run(settings, folder, grid.out, should_stop)
-            lighten(folder)
+            try:
+                _make_sources(grid, settings, should_stop)
+                kind.run(settings, folder, grid.out, should_stop)
+                lighten(folder)
+            except (InputError, Diverged) as error:  # of this cell; others may do better
+                say(f"cell {index} of {len(mine)} has failed: {error}")
+                failed.append(error)
             _forget_programs()
         release(folder)
         _keep(grid.out, folders)
@@ -61,6 +73,9 @@ def run_study(kind: Kind[S], file: str, cell: str | None, should_stop: ShouldSto
     cells = {_cell_of(folder): folder for folder in folders}
     missing = [folder for cell, folder in cells.items() if cell not in runs]
     say(f"report: {kind.write(grid.out, [runs[cell] for cell in cells if cell in runs], missing)}")
+    if failed:
+        say(f"{len(failed)} of {len(mine)} cells have failed; the same command tries them again. The first:")
+        raise failed[0]
 
 
 def _cell_of(folder: Path) -> str:
@@ -93,9 +108,10 @@ def _resolve(kind: Kind[S], grid: Grid, file: str) -> list[S]:
 
     for name, flags in grid.runs.items():
         try:
-            resolve(Settings(**{"method": "dense", **flags}))
+            first = resolve(Settings(**{"method": "dense", **flags}))
         except InputError as error:
             raise InputError(f"--study {file}: run {name}: {error}") from None
+        _check_made(first, grid.out / "runs" / name, f"--study {file}: run {name}")
     cells = grid.cells
     varied = sorted({name for cell in cells for name in cell if len({str(other.get(name)) for other in cells}) > 1})
     found = []
@@ -110,6 +126,20 @@ def _resolve(kind: Kind[S], grid: Grid, file: str) -> list[S]:
         place = known[0] if known else grid.out / "cells" / f"{name}-{digest(cell)}"
         found.append(dataclasses.replace(settings, out=str(place), resume=True))
     return found
+
+
+def _check_made(settings: Settings, place: Path, where: str) -> None:
+    """Whether a model that is there already was made with the flags that its name stands for now."""
+    from experiments.runs.record import FOUND
+
+    if not (place / "config.json").is_file():
+        return
+    made = read_json(place / "config.json")
+    for name in (name for name in TEACHER if name not in FOUND and name in made):
+        if (value := getattr(settings, name)) != made[name]:
+            raise InputError(
+                f"{where}: {name}={value!r}, but {place} was made with {made[name]!r}; give it another name"
+            )
 
 
 def _of_run(out: Path, value: Any) -> Any:
@@ -168,14 +198,17 @@ def make_once(
                 raise Interrupted(f"stopped while waiting for {place}") from None
             time.sleep(wait)
             continue
-        if not place.is_dir():
-            make(work)
+        try:
+            if not place.is_dir():
+                make(work)
+                release(work)
+                if light:
+                    lighten(work)
+                if work.is_dir():  # else all was given, so nothing was made
+                    work.rename(place)
+        finally:  # where this one failed, others can try
             release(work)
-            if light:
-                lighten(work)
-            if work.is_dir():  # else all was given, so nothing was made
-                work.rename(place)
-        release(guard)
+            release(guard)
         with contextlib.suppress(OSError):  # there is one in it again
             guard.rmdir()
         return

@@ -89,12 +89,15 @@ def command_of(run: Run) -> str:
     config = {name: run.config.get(name, default) for name, default in fields.items() if name not in _AROUND}
     if config["train_file"] is not None:
         del config["task"]  # which is the file's name
+    if config["stride"] is not None:  # of questions, for which there is no other
+        config["pooling"] = "auto"
     if module == "experiments.glue" and run.method not in ("cofi", "dense"):
         chosen = tuned(run.method, Settings(**{**config, "task": config.get("task", Settings.task)}))
         config |= chosen._asdict()
     words = ["python", "-m", module]
     for name, value in config.items():
-        if value != fields[name] and value not in (None, ""):
+        is_given = value != "" or run.config.get(name) == ""  # no changes to loss weights, where a recipe has some
+        if value != fields[name] and value is not None and is_given:
             flag = f"--{name.replace('_', '-')}"
             words += [flag] if value is True else [flag, str(value)]
     return shlex.join(words)

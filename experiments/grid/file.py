@@ -76,6 +76,8 @@ def read_grid(file: str, kind: Kind[S]) -> Grid:
     raw = read_json(Path(file))
     out, grids, base, runs = raw.get("out"), raw.get("grids"), raw.get("base", {}), raw.get("runs", {})
     unknown = set(raw) - {"out", "base", "runs", "grids"}
+    if isinstance(out, str) and not out.strip():
+        raise InputError(f"--study {file}: out={out!r}; a folder is needed")
     if unknown or not isinstance(out, str) or "\0" in out or not isinstance(grids, list) or not grids:
         raise InputError(
             f"--study {file}: an object with out, base and grids is needed, and runs where cells start from others"
@@ -152,5 +154,6 @@ def digest(value: Flags) -> str:
 
 
 def digest_of(settings: Settings, names: Sequence[str]) -> str:
-    """The same for some of the settings."""
-    return digest({name: getattr(settings, name) for name in names})
+    """The same for some of the settings; what earlier versions left out of it counts where it is not the default."""
+    values = {name: getattr(settings, name) for name in names}
+    return digest({name: value for name, value in values.items() if name != "accumulate" or value != 1})

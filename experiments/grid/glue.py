@@ -28,15 +28,19 @@ def _resolve(settings: Settings) -> Settings:
 def _run(settings: Settings, folder: Path, out: Path, should_stop: ShouldStop) -> None:
     from experiments.coupling.structured import run_structured
     from experiments.pages.write import write_report
-    from experiments.runs.augment import add_rows
+    from experiments.runs.augment import add_rows, make_rows
+    from experiments.runs.augment_file import AUGMENTED
     from experiments.runs.prepare import prepare
     from experiments.runs.run import get_teacher, run_method
     from experiments.runs.source import load_task
 
+    rows = None
     if settings.augment is not None and settings.augment_file is None:
-        kept = out / "augmented" / f"{digest_of(settings, [*TEACHER, 'augment'])}.jsonl.gz"
-        settings = dataclasses.replace(settings, augment_file=str(kept))
+        rows = out / "augmented" / digest_of(settings, [*TEACHER, "augment"])
+        settings = dataclasses.replace(settings, augment_file=str(rows / AUGMENTED))
     prepared = prepare(settings, data=load_task(settings))
+    if rows is not None and prepared.augmented is None:
+        make_once(rows, lambda work: make_rows(prepared, work / AUGMENTED), should_stop)
     settings = prepared.settings
     alone = prepared._replace(
         settings=dataclasses.replace(teacher_settings(settings), allow_weak_teacher=settings.allow_weak_teacher)

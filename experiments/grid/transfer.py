@@ -12,7 +12,7 @@ from kaprune_jax._errors import InputError
 _OTHER = (
     "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_rows auxiliary_seed data_dir source model dtype "
     "pooling max_length lengths length_multiple batch_size evaluations auxiliary_teacher_steps teacher_schedule warmup "
-    "weight_decay"
+    "weight_decay accumulate"
 ).split()
 _COUPLED = [*(name for name in JOINT_TEACHER if name not in (*TEACHER, "coupling")), "share", "when", "tie"]
 
@@ -64,7 +64,8 @@ def _run(settings: TransferSettings, folder: Path, out: Path, should_stop: Shoul
         auxiliaries = get(place)
     earlier = folder
     if settings.coupling == "sequential" and settings.share != "nothing":  # is the same for every set of target rows
-        names = [*_OTHER, *PRUNING, "method", "share", "share_depth", "when", "auxiliary_teacher"]
+        own = "schedule allow_weak_teacher method share share_depth when auxiliary_teacher".split()
+        names = [*_OTHER, *PRUNING, *own]
         steps = count_steps(prepared, dense=False)
         earlier = out / "earlier" / digest({"steps": steps, "digest": digest_of(settings, names)})
         make_once(

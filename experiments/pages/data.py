@@ -245,6 +245,8 @@ def _changes(run: Run) -> list[str]:
             value = value if run.figure("examples", "augmented") > 0 else None
         if name in BY_METHOD and value is None:  # the recipe's
             continue
+        if name == "scores" and run.method == "prune-then-finetune":  # which has no use for any
+            continue
         if value != usual[name]:
             shown = f"{value:g}" if isinstance(value, float) else "none" if value in (None, "") else str(value)
             found.append(f"{name.replace('_', ' ')} {shown}")

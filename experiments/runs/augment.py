@@ -74,14 +74,20 @@ def add_rows(prepared: Prepared, teacher: Model, out: Path, should_stop: ShouldS
 
 
 def _make(prepared: Prepared) -> Augmented:
-    """The rows that process 0 makes and writes."""
+    """The rows of the run's file; process 0 makes and writes them where it is not there."""
     assert prepared.proposer is not None
-    on_first(lambda: _write(prepared))
+    file = augmented_file(prepared.settings)
+    on_first(lambda: None if file.exists() else make_rows(prepared, file))
     header = make_header(prepared.settings, prepared.data, prepared.proposer)
-    return read_rows(augmented_file(prepared.settings), header, prepared.data.train.texts)
+    return read_rows(file, header, prepared.data.train.texts)
 
 
-def _write(prepared: Prepared) -> None:
+def make_rows(prepared: Prepared, file: Path) -> None:
+    """Makes the augmented rows of a run and writes them.
+
+    Raises:
+      InputError: no word can be replaced; the file cannot be written.
+    """
     settings, rows, model = prepared.settings, prepared.data.train.texts, prepared.proposer
     assert settings.augment is not None
     assert model is not None
@@ -90,7 +96,6 @@ def _write(prepared: Prepared) -> None:
     made = augment(rows, propose, copies=settings.augment, probability=PROBABILITY, seed=settings.seed)
     if not made.texts:
         raise InputError(f"--augment {settings.augment}: none of the {len(rows)} training rows has a word to replace")
-    file = augmented_file(settings)
     write_rows(file, make_header(settings, prepared.data, model), made)
     means = "masked language model" if model.config.head == "masked-lm" else "input embeddings"
     took = time.perf_counter() - began

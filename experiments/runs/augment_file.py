@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import os
+import uuid
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
@@ -64,7 +65,7 @@ def write_rows(file: Path, header: dict[str, Any], made: Augmented) -> None:
     Raises:
       InputError: no space, no permission.
     """
-    partial = file.with_name(f".{file.name}.partial")
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial")  # two runs may be given the same file
     first = header | {"sha256": rows_digest(made)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -40,9 +40,12 @@ def _lock(folder: Path) -> None:
     place = folder.absolute()
     made = [path for path in (place, *place.parents) if not path.exists()]
     try:
-        place.mkdir(parents=True, exist_ok=True)
         while True:
-            file = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            place.mkdir(parents=True, exist_ok=True)
+            try:
+                file = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            except FileNotFoundError:  # the folder was removed by the one that had made it
+                continue
             if not _take(file):
                 holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
                 os.close(file)

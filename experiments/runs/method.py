@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from experiments.config.checks import loss_weights
+from experiments.config.checks import MOST_STEPS, loss_weights
 from experiments.config.settings import Settings
 from experiments.config.tuned import tuned
 from experiments.runs.prepare import Prepared
@@ -168,7 +168,11 @@ def count_steps(prepared: Prepared, *, dense: bool) -> int:
     assert settings.batch_size is not None
     everything = (settings.epochs_over == "all" and not dense) or prepared.data.kind == "span"
     rows = len(prepared.train.data.input_ids if everything else prepared.data.train.texts)
-    return given or max(1, round(epochs * (rows // settings.batch_size)))
+    steps = given or max(1, round(epochs * (rows // settings.batch_size)))
+    if steps > MOST_STEPS:
+        flag = "--teacher-epochs" if dense else "--epochs"
+        raise InputError(f"{flag} {epochs:g}: {steps:.3g} steps; up to {MOST_STEPS} are allowed")
+    return steps
 
 
 def _extra(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -203,6 +207,8 @@ def make_objective(
     if (changes.get("layer_map", config.layer_map) in STATIC) != (config.layer_map in STATIC):
         raise InputError(f"--layer-map {settings.layer_map} does not go with --method {method}")
     config = dataclasses.replace(config, **changes)
+    if not (config.embeddings or config.hidden or config.attention or config.logits or config.labels):
+        raise InputError(f"--loss-weights {settings.loss_weights}: nothing is left for --method {method} to learn from")
     notes: list[str] = []
     layers = [0 if model is None else model.config.num_hidden_layers for model in (teacher, start)]
     per_layer = config.layer_map in STATIC and (config.hidden or config.attention)

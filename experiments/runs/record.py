@@ -27,7 +27,7 @@ from kaprune_jax.train.processes import by_first, is_first
 
 # Settings that do not change what is computed, and those that data and model have a part in.
 _FREE = (*AROUND, "command")
-_FOUND = ("pooling", "max_length", "stride", "batch_size")
+FOUND = ("pooling", "max_length", "stride", "batch_size")
 # The phases that come before each in one run folder.
 _BEFORE: dict[str, tuple[str, ...]] = {"teacher": (), "prune": (), "after": ("prune",)}
 
@@ -120,17 +120,19 @@ def open_run(folder: Path, settings: Settings, details: dict[str, Any], env: dic
         old = {field.name: field.default for field in dataclasses.fields(settings)} | read_json(folder / "config.json")
         before = read_json(folder / "env.json")
         different = [name for name in config if name not in _FREE and old.get(name) != config[name]]
-        given = [name for name in different if name not in (*details, *_FOUND)]
+        given = [name for name in different if name not in (*details, *FOUND)]
         if given:
             name = given[0]
             raise InputError(
                 f"--resume: {folder} was started with --{name.replace('_', '-')} {old.get(name)}, now {config[name]}; "
                 "other flags need another --out, without --resume"
             )
+        # Of a finished run augmented rows are not looked at again, nor what follows from how many there are.
+        without_rows = is_finished and env.get("augmented rows") is None and before.get("augmented rows") is not None
         for name in ("data", "model", "teacher", "augmented rows", "auxiliary"):
-            if before.get(name) != env.get(name):
+            if before.get(name) != env.get(name) and not (without_rows and name == "augmented rows"):
                 raise InputError(f"--resume: {folder} was started with another {name}: its content has changed since")
-        if different:
+        if different and not without_rows:
             name = different[0]
             raise InputError(f"--resume: {folder} was started with {name} {old.get(name)}, now {config[name]}")
         if not is_finished and (moved := _moved(before, env)):

@@ -125,7 +125,7 @@ def task_data(
       kind: "classification" or "regression".
       metrics: names of the metrics, the main one first.
       labels: class names in the order of their ids. Without them they are read from the training rows and sorted, as
-        numbers when all are numbers.
+        numbers when all are numbers; whole numbers that are written in several ways ("1", "1.0") are one class then.
       written: how `labels` are written in the rows where that differs ("0", "1"); the names themselves are understood
         too.
 
@@ -149,6 +149,8 @@ def task_data(
                 f"{train.source}: every score is {targets[0][0]:g}; at least two different ones are needed"
             )
     else:
+        if not labels:
+            train, dev = _spelt_alike(train, dev)
         names = labels or _sorted_names(train.labels)
         ids = {**dict(zip(written, range(len(names)), strict=False)), **{label: i for i, label in enumerate(names)}}
         if labels:
@@ -176,6 +178,17 @@ def _stripped(split: RawRows) -> RawRows:
         if not label:
             raise InputError(f"{split.source}, row {number}: the label is empty; every row needs one")
     return split._replace(texts=texts, labels=labels)
+
+
+def _spelt_alike(train: RawRows, dev: RawRows) -> tuple[RawRows, RawRows]:
+    """The same rows, whole numbers that are written in several ways ("1", "1.0") in one."""
+    numbers = {label: _number(label) for label in {*train.labels, *dev.labels}}
+    whole = [number for number in numbers.values() if number is not None and number.is_integer()]
+    if len(whole) < len(numbers) or len(set(whole)) == len(whole):
+        return train, dev
+    one = {label: str(int(number)) for label, number in numbers.items() if number is not None}
+    first, second = (split._replace(labels=tuple(one[label] for label in split.labels)) for split in (train, dev))
+    return first, second
 
 
 def _sorted_names(labels: tuple[str, ...]) -> tuple[str, ...]:

@@ -34,6 +34,18 @@ def test_numeric_labels_sort_as_numbers():
     assert data.labels == ("-1", "9", "10")
 
 
+@pytest.mark.parametrize(
+    ("train", "dev", "names"),
+    [
+        (("1", "0", "1.0", "0"), ("0.0", "1"), ("0", "1")),
+        (("1.0", "0.0"), ("1.0", "0.0"), ("0.0", "1.0")),  # written in one way: as they are
+        (("1", "1.0", "x"), ("x", "1"), ("1", "1.0", "x")),  # not numbers
+    ],
+)
+def test_a_whole_number_is_one_class_however_it_is_written(train, dev, names):
+    assert classes(raw("train", *train * 2), raw("dev", *dev)).labels == names
+
+
 def test_given_labels_keep_their_order_and_both_spellings():
     dev = raw("dev", "bad", "good")
     data = classes(raw("train", "0", "1", "1", "0"), dev, labels=("good", "bad"), written=("0", "1"))

@@ -95,6 +95,20 @@ def test_a_file_of_rows_is_used_again_and_gives_the_same_bits(run, tmp_path, cap
     assert again.read_bytes() == before
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("more", [["--epochs-over", "all"], ["--max-length", "8", "--steps", "4"]], ids=" ".join)
+def test_a_finished_run_can_be_resumed(run, tmp_path, more):
+    """Its augmented rows are not made again; what follows from how many there are is not asked for."""
+    flags = ["--method", "hard-labels", "--augment", "3", "--epochs", "1", "--teacher-steps", "4", *more]
+    assert run("run", *flags) == 0
+    result = (tmp_path / "run" / "result.json").read_bytes()
+    (tmp_path / "run" / "report.html").unlink()
+    assert run("run", *flags, "--resume") == 0
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert (tmp_path / "run" / "result.json").read_bytes() == result
+    assert run("run", *flags, "--resume", "--seed", "5") == 2
+
+
 def test_scores_of_new_rows_are_what_the_teacher_predicts(tiny, tmp_path):
     for name, count in (("train", 24), ("dev", 6)):
         rows = [f"the movie was good and long {'very ' * (n % 5)}\t{n / 7:.3f}" for n in range(count)]

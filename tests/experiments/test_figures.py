@@ -161,3 +161,37 @@ def test_figures_of_couplings_make_the_report_of_their_study(tmp_path, capsys):
     joint = [line for line in lines if line.startswith("| cofi, joint with sst2 | 300 |")]
     (most,) = (line for line in joint if "| 3 (0, 1, 2) | 0.8607 | ± 0.0027 |" in line)  # one table for each sparsity
     assert "| +2.1 ± 0.8 (n = 3) | 3 / 0 / 0 |" in most
+
+
+def test_no_changes_to_loss_weights_are_kept_where_the_recipe_has_some(tmp_path):
+    folders = [make_run(tmp_path / name, task="stsb", metric="pearson") for name in ("none", "usual")]
+    for folder, changes in zip(folders, ("", None), strict=True):
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        settings = resolve(parse(["--task", "stsb", "--data-dir", "GLUE", "--model", "mini"]))
+        config |= dataclasses.asdict(settings) | {"loss_weights": changes}
+        (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    runs = {f"0000000{n}": read_run(folder) for n, folder in enumerate(folders)}
+    (tmp_path / "figures.csv").write_text(format_figures(runs), "utf-8")
+    found = read_figures(tmp_path / "figures.csv")
+    names = ["sparsebert, loss weights none", "sparsebert"]
+    assert [run.name for run in runs.values()] == names
+    assert [found[cell].name for cell in runs] == names
+    assert "--loss-weights ''" in found["00000000"].command
+    assert "--loss-weights attention=4" in found["00000001"].command
+
+
+def test_the_command_of_questions_has_no_pooling(tmp_path):
+    folder = make_run(tmp_path / "run", task="squad", metric="f1")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config |= {"task": "squad", "data_dir": "SQUAD", "pooling": "mean", "stride": 128}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    command = command_of(read_run(folder))
+    assert "--pooling" not in command
+    resolve(parse(shlex.split(command)[3:]))
+
+
+def test_pruning_at_once_is_not_called_by_scores_that_it_does_not_use(tmp_path):
+    folder = make_run(tmp_path / "run", method="prune-then-finetune")
+    config = json.loads((folder / "config.json").read_text("utf-8")) | {"task": "micro-rte", "scores": "sensitivity"}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    assert read_run(folder).name == "prune-then-finetune"

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +123,19 @@ def test_a_run_is_refused_while_another_goes_on_in_a_folder_inside(tmp_path, tin
         f"error: {place}: a run is going on in it (pid {process.pid} on {socket.gethostname()})\n"
     )
     assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_a_folder_that_goes_while_its_lock_is_taken_is_made_again(tmp_path, monkeypatch):
+    """By the one that had made it and gives it back."""
+    opened, calls = os.open, []
+
+    def gone_once(path, *arguments):
+        calls.append(path)
+        if len(calls) == 1:
+            Path(path).parent.rmdir()
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(os, "open", gone_once)
+    hold(tmp_path / "run")
+    assert len(calls) == 2
+    release()

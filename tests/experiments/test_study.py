@@ -111,6 +111,7 @@ def test_a_cell_is_the_run_that_its_flags_make(write, files, tiny, tmp_path):
         ([{"seed": [0]}], {"runs": {"x": {"method": "cofi"}}}, ["'method'", "no flag of a dense model"]),
         ([{"seed": [0]}], {"runs": {"x": {"model": "@x"}}}, ["'@x'", "starts from no other run"]),
         ([{"seed": [0]}], {"runs": ["x"]}, ["runs must be"]),
+        ([{"seed": [0]}], {"out": " "}, ["out=' '", "a folder is needed"]),
         ([], {}, ["an object with out, base and grids"]),
         ([{"seed": list(range(200)), "steps": list(range(200))}], {}, ["40000 cells", "10000"]),
     ],
@@ -200,6 +201,52 @@ def test_a_cell_that_another_process_works_on_is_left_to_it(write, tmp_path, cap
     assert (other / "result.json").is_file()
     assert glue.main(["--study", str(file)]) == 0
     assert len(results(tmp_path / "study")) == 2
+
+
+@pytest.mark.long
+def test_a_cell_that_fails_keeps_no_other_from_being_run(write, tmp_path, capsys):
+    file = write([{"method": ["hard-labels"], "learning_rate": [1e9, 1e-3]}])
+    for _ in range(2):
+        assert glue.main(["--study", str(file)]) == 3
+        out, error = capsys.readouterr()
+        assert "cell 1 of 2 has failed: " in out
+        assert "1 of 2 cells have failed; the same command tries them again" in out
+        assert error.splitlines()[-1].startswith("error: ")
+        assert "cells/" in error  # the checkpoint's place
+    (result,) = results(tmp_path / "study")
+    assert result["method"] == "hard-labels"
+    assert (tmp_path / "study" / "report.html").is_file()
+
+
+@pytest.mark.long
+def test_teachers_follow_from_the_parts_of_a_batch_too(write, tmp_path):
+    assert glue.main(["--study", str(write([{"method": ["hard-labels"], "accumulate": [1, 2]}]))]) == 0
+    assert len(results(tmp_path / "study")) == 2
+    assert len([*(tmp_path / "study" / "teachers").iterdir()]) == 2
+
+
+def test_a_model_that_was_made_with_other_flags_is_not_taken_for_what_its_name_says_now(write, files, tiny, capsys):
+    first = {"train_file": files[1], "dev_file": files[3], "model": str(tiny), **QUICK}
+    grids = [{"model": ["@first"], "method": ["hard-labels"]}]
+    assert glue.main(["--study", str(write(grids, runs={"first": first}))]) == 0
+    capsys.readouterr()
+    assert glue.main(["--study", str(write(grids, runs={"first": first | {"teacher_steps": 9}}))]) == 2
+    said = capsys.readouterr().err
+    assert "run first: teacher_steps=9, " in said
+    assert "was made with 4; give it another name" in said
+
+
+def test_who_fails_to_make_something_leaves_it_to_others(tmp_path):
+    def fail(work):
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        make_once(tmp_path / "made", fail, lambda: False)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / ".made.making")], stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        other.kill()
 
 
 def test_an_interrupted_study_says_how_it_goes_on(write, tmp_path, monkeypatch, capsys):
