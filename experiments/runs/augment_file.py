@@ -94,6 +94,8 @@ def read_rows(file: Path, header: dict[str, Any], own: Texts) -> Augmented:
         than `header` says.
     """
     damaged = f"{file}: not a readable file of augmented rows"
+    if file.is_dir():
+        raise InputError(f"--augment-file {file}: a folder; the file that a run has kept its rows in is needed")
     try:
         with open_data(file, packed=True) as opened:
             lines = ((number, parse_json(line.decode("utf-8"))) for number, line in enumerate(opened, 1))

@@ -206,6 +206,8 @@ def find_mesh(settings: Settings, rows: int) -> Mesh:
     except InputError as error:
         raise InputError(f"--mesh: {error}") from None
     parts = row_devices(mesh)
+    if rows % settings.accumulate:
+        raise InputError(f"--accumulate {settings.accumulate}: no divisor of the {rows} rows of --batch-size")
     if rows % (parts * settings.accumulate):
         more = f" times --accumulate {settings.accumulate}" if settings.accumulate > 1 else ""
         raise InputError(
@@ -257,7 +259,10 @@ def load_teacher(settings: Settings, data: TaskData, start: Model) -> tuple[Mode
     if settings.teacher is None:
         return None, ()
     inside = [Path(settings.teacher) / name for name in ("teacher", "dense")]  # rather than what a run pruned
-    teacher = load(next((folder for folder in inside if folder.is_dir()), settings.teacher))
+    try:
+        teacher = load(next((folder for folder in inside if folder.is_dir()), settings.teacher))
+    except InputError as error:
+        raise InputError(f"--teacher {settings.teacher}: {error}") from None
     notes = ()
     if pruned := teacher.details.get("sparsity"):
         if (Path(settings.teacher) / "result.json").is_file():

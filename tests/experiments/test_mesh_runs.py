@@ -54,7 +54,7 @@ def test_a_run_on_a_mesh_gives_what_one_device_gives_and_goes_on_on_another(meth
         (["--mesh", "rows=2"], "--mesh: mesh 'rows=2': 'rows=2' is not AXIS=NUMBER"),
         (["--mesh", "data=16"], "--mesh: mesh 'data=16' has 16 devices; allowed are at most the 8"),
         (["--mesh", "data=3"], "--batch-size 8: not a multiple of the 3 devices that --mesh data=3 divides"),
-        (["--accumulate", "3"], "--batch-size 8: not a multiple of the 1 devices"),
+        (["--accumulate", "3"], "--accumulate 3: no divisor of the 8 rows of --batch-size"),
         (["--mesh", "data=4", "--accumulate", "4"], "rows over times --accumulate 4"),
         (["--accumulate", "0"], "--accumulate 0: a whole number >= 1 is needed"),
     ],
