@@ -68,11 +68,6 @@ def test_csv_quotes_and_the_row_a_record_begins_on(tmp_path):
     assert rows.numbers == (2, 4)
 
 
-def test_a_field_may_be_long(tmp_path):
-    path = write(tmp_path / "t.csv", f"sentence,label\n{'word ' * 40_000},yes\n")
-    assert len(read(path).texts[0][0]) == 200_000
-
-
 def test_two_text_columns_in_the_order_asked(tmp_path):
     path = write(tmp_path / "t.tsv", "a\tb\tlabel\n1st\t2nd\tx\n")
     assert read(path, text=("b", "a")).texts == (("2nd", "1st"),)
