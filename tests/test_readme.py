@@ -137,8 +137,7 @@ def test_what_a_teacher_is_worth_beside_labels_is_that_of_the_figures():
     text = " ".join(README.split())
     assert (
         f"ahead by {ahead['cola']:.1f} points on CoLA, {ahead['mrpc']:.1f} on MRPC, {ahead['stsb']:.1f} on STS-B and "
-        f"{ahead['sst2']:.1f} on SST-2"
-        in text
+        f"{ahead['sst2']:.1f} on SST-2" in text
     )
     assert f"of hard labels by {ahead['trec6']:.1f}" in text
     least, most = min(ahead.values()), max(ahead.values())
