@@ -30,7 +30,7 @@ from kaprune_jax.deploy.folder import load_start
 from kaprune_jax.models.bert import init_params
 
 STUDIES = Path(experiments.__file__).parent / "studies"
-LENGTHS = ["table", "full"]
+LENGTHS = ["table", "full", "long"]
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
