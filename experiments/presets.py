@@ -99,3 +99,8 @@ OWN_FILES: dict[Recipe, Preset] = {"best": _OWN_FILES, "paper": _paper(_OWN_FILE
 METHODS = ("sparsebert", "hard-labels", "logits", "prune-finetuned", "prune-then-finetune", "cofi", "dense")
 MICRO_TASKS = tuple(name for name in _BEST if name.startswith("micro-"))
 GIVEN_TASKS = tuple(name for name in _BEST if not name.startswith("micro-"))
+
+
+def rank_of(method: str) -> int:
+    """The place of a method among `METHODS`; what is none of them comes last."""
+    return METHODS.index(method) if method in METHODS else len(METHODS)

@@ -24,6 +24,12 @@ from kaprune_jax.deploy.folder import load
 from kaprune_jax.deploy.model import Model
 from kaprune_jax.transfer.sharing import HEADS
 
+SHARED = (
+    "data_dir source model batch_size schedule teacher_schedule warmup weight_decay lengths length_multiple dtype "
+    "pooling evaluations log_every checkpoint_minutes allow_weak_teacher mesh accumulate remat"
+).split()
+"""The target's settings that an auxiliary task has too."""
+
 
 def prepare_auxiliaries(settings: TransferSettings, target: Prepared) -> list[Prepared]:
     """Loads the auxiliary tasks, each with a start of its own head on the target's encoder.
@@ -127,11 +133,7 @@ def _form(model: Model) -> str:
 
 def _settings_of(settings: TransferSettings, name: str, file: str) -> Settings:
     """The main job's settings for an auxiliary task, its own presets where the target's flags say nothing."""
-    shared = (
-        "data_dir source model batch_size schedule teacher_schedule warmup weight_decay lengths length_multiple dtype "
-        "pooling evaluations log_every checkpoint_minutes allow_weak_teacher mesh accumulate remat"
-    ).split()
-    own = {field: getattr(settings, field) for field in shared}
+    own = {field: getattr(settings, field) for field in SHARED}
     own |= {"resume": settings.resume, "out": settings.out, "seed": settings.auxiliary_seed}
     if file:
         own |= {"train_file": file, "dev_file": file, "data_dir": None, "source": "folder"}

@@ -29,6 +29,7 @@ MODELS = ("model", "teacher")
 """Flags whose value may be "@NAME", a run of the study's own."""
 
 _OURS = ("study", "cell", "out", "resume", "rank", "distributed")
+_LATER = ("accumulate",)  # so that what was made before is found
 _MOST_CELLS = 10_000
 
 
@@ -156,4 +157,5 @@ def digest(value: Flags) -> str:
 def digest_of(settings: Settings, names: Sequence[str]) -> str:
     """The same for some of the settings; what earlier versions left out of it counts where it is not the default."""
     values = {name: getattr(settings, name) for name in names}
-    return digest({name: value for name, value in values.items() if name != "accumulate" or value != 1})
+    left_out = {name for name in _LATER if values.get(name) == getattr(Settings, name)}
+    return digest({name: value for name, value in values.items() if name not in left_out})

@@ -9,11 +9,14 @@ from experiments.grid.cells import make_once
 from experiments.grid.file import Flags, Kind, ShouldStop, digest, digest_of
 from kaprune_jax._errors import InputError
 
-_OTHER = (
+AUXILIARY = (
     "auxiliary auxiliary_dir auxiliary_text auxiliary_label auxiliary_rows auxiliary_seed data_dir source model dtype "
     "pooling max_length lengths length_multiple batch_size evaluations auxiliary_teacher_steps teacher_schedule warmup "
     "weight_decay accumulate"
 ).split()
+"""The settings that the teachers of auxiliary tasks follow from."""
+FIRST = "schedule allow_weak_teacher method share share_depth when auxiliary_teacher".split()
+"""Those that pruning on an auxiliary task first follows from, beside these and the settings of pruning."""
 _COUPLED = [*(name for name in JOINT_TEACHER if name not in (*TEACHER, "coupling")), "share", "when", "tie"]
 
 
@@ -54,7 +57,7 @@ def _run(settings: TransferSettings, folder: Path, out: Path, should_stop: Shoul
     if settings.coupling != "none":
         others = prepare_auxiliaries(settings, prepared)
         chained = are_chained(settings, others)
-        same = [*_OTHER, "share_depth", "auxiliary_teacher"] if chained else _OTHER
+        same = [*AUXILIARY, "share_depth", "auxiliary_teacher"] if chained else AUXILIARY
         place = out / "teachers" / f"{'chained' if chained else 'auxiliary'}-{digest_of(settings, same)}"
 
         def get(place: Path) -> list[Auxiliary]:
@@ -64,8 +67,7 @@ def _run(settings: TransferSettings, folder: Path, out: Path, should_stop: Shoul
         auxiliaries = get(place)
     earlier = folder
     if settings.coupling == "sequential" and settings.share != "nothing":  # is the same for every set of target rows
-        own = "schedule allow_weak_teacher method share share_depth when auxiliary_teacher".split()
-        names = [*_OTHER, *PRUNING, *own]
+        names = [*AUXILIARY, *PRUNING, *FIRST]
         steps = count_steps(prepared, dense=False)
         earlier = out / "earlier" / digest({"steps": steps, "digest": digest_of(settings, names)})
         make_once(

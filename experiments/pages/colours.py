@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Iterable
 
-from experiments.presets import METHODS
+from experiments.presets import rank_of
 
 
 def colours_of(names: Iterable[str]) -> dict[str, str]:
@@ -33,8 +33,7 @@ def colours_of(names: Iterable[str]) -> dict[str, str]:
 
 def _rank(name: str) -> tuple[int, str, int]:
     """The place of its method, the rest of the name, and its number of steps."""
-    method = name.split(",")[0]
-    return (METHODS.index(method) if method in METHODS else len(METHODS)), *_split(name)
+    return rank_of(name.split(",")[0]), *_split(name)
 
 
 def _split(name: str) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from experiments.config.settings import AROUND, BY_METHOD, Settings
 from experiments.config.transfer_settings import TransferSettings
 from experiments.config.tuned import by_recipe
-from experiments.presets import METHODS, OWN_FILES, PRESETS, Preset
+from experiments.presets import OWN_FILES, PRESETS, Preset, rank_of
 from experiments.runs.source import HELD_OUT
 from kaprune_jax._errors import InputError
 from kaprune_jax._reading import as_object, inside, read_json, read_text
@@ -204,9 +204,8 @@ def group_runs(runs: Sequence[Run]) -> dict[Setting, dict[str, list[Run]]]:
     """Runs by setting and by `Run.name`; tasks by name, methods in the order of `METHODS`, runs by seed."""
 
     def order(run: Run) -> tuple:
-        rank = METHODS.index(run.method) if run.method in METHODS else len(METHODS)
         asked = _sortable(run.figure("sparsity", "asked"))
-        return run.task, run.pattern, asked, rank, run.kind, run.length or (0, 0), _seed(run)
+        return run.task, run.pattern, asked, rank_of(run.method), run.kind, run.length or (0, 0), _seed(run)
 
     groups: dict[Setting, dict[str, list[Run]]] = {}
     for run in sorted(runs, key=order):

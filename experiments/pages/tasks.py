@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from experiments.pages import text as words
 from experiments.pages.data import Run, group_runs, spread
-from experiments.presets import METHODS
+from experiments.presets import rank_of
 
 ABOUT_TASKS = (
     "Scores of the last step; over several seeds mean ± sample standard deviation. The loss is that against the dense "
@@ -45,8 +45,7 @@ def task_table(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[tuple[str, ..
 def _order(row: tuple[tuple[float, str, str], dict[str, list[Run]]]) -> tuple:
     (sparsity, pattern, name), by_task = row
     run = next(iter(by_task.values()))[0]
-    rank = METHODS.index(run.method) if run.method in METHODS else len(METHODS)
-    return sparsity, pattern, rank, run.kind, run.length or (0, 0), name
+    return sparsity, pattern, rank_of(run.method), run.kind, run.length or (0, 0), name
 
 
 def _scores(values: Sequence[float]) -> str:

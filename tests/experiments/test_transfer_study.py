@@ -7,7 +7,11 @@ from safetensors.numpy import load_file
 from short_runs import same_tensors
 
 from experiments import transfer
+from experiments.config.settings import AROUND
+from experiments.coupling.auxiliary import SHARED
 from experiments.coupling.course import prune
+from experiments.coupling.sequential import PRUNING
+from experiments.grid.transfer import AUXILIARY, FIRST
 
 
 @pytest.mark.long
@@ -102,3 +106,8 @@ def test_a_bad_study_is_refused_before_anything_runs(tmp_path, capsys, study, wo
     assert said.count("\n") == 1
     for word in words:
         assert word in said
+
+
+def test_what_is_shared_follows_from_all_that_an_auxiliary_run_is_started_with():
+    """Else cells that differ in a setting meet in one folder, which refuses the second."""
+    assert {*SHARED, *PRUNING} - {*AROUND} <= {*AUXILIARY, *PRUNING, *FIRST}

@@ -8,6 +8,9 @@ from experiments.config.resolve import own_name, resolve
 from experiments.config.settings import BY_METHOD, Settings, parse
 from experiments.config.tuned import tuned
 from experiments.presets import METHODS, PRESETS
+from experiments.runs.method import make_objective
+from kaprune_jax._errors import InputError
+from kaprune_jax.deploy.folder import load
 
 
 def settings(*flags: str) -> Settings:
@@ -21,6 +24,14 @@ def test_each_method_has_what_the_recipe_says_of_it():
     assert gates[:2] == (preset.other_learning_rate, None)  # None: the dropout of its own configuration
     assert at_once == (preset.other_learning_rate, None, "magnitude", "")  # no gradients have been gathered yet
     assert tuned("logits", asked) == (preset.learning_rate, 0.0, "sensitivity", "")
+
+
+def test_a_method_that_would_learn_nothing_is_refused(tiny):
+    start = load(tiny)
+    for method, weights in (("logits", "logits=0"), ("hard-labels", "labels=0")):
+        asked = settings("--method", method, "--loss-weights", weights)
+        with pytest.raises(InputError, match=f"--loss-weights {weights}: nothing is left for --method {method}"):
+            make_objective(method, asked, start, None)
 
 
 def test_the_papers_recipe_has_its_own():
