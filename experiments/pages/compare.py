@@ -14,6 +14,7 @@ from experiments.pages.data import Run, Setting, group_runs, number, spread
 from experiments.pages.html import bullets, page, paragraphs, section, table
 from experiments.pages.mask_pictures import kinds
 from experiments.pages.tasks import ABOUT_TASKS, task_table
+from experiments.pages.versus import comparisons
 
 
 def comparison(runs: Sequence[Run], folder: Path) -> dict[str, str]:
@@ -36,7 +37,7 @@ def comparison(runs: Sequence[Run], folder: Path) -> dict[str, str]:
     ]
     body = (
         f'<header><p class="over">comparison</p><h1>{escape(title)}</h1>'
-        f"{bullets(words.comparisons(runs))}{paragraphs(words.caveats(runs), 'notice')}</header>\n"
+        f"{bullets(comparisons(runs))}{paragraphs(words.caveats(runs), 'notice')}</header>\n"
         + section("Tasks side by side", *_tasks(runs))
         + section("Methods", *(_table(task, runs) for task in tasks), paragraphs(words.below_table(runs), "note"))
         + section("Score against step", *curves)

@@ -9,25 +9,25 @@ _ALIKE = 1.25
 
 
 def tell_lengths(runs: Sequence[Run]) -> list[Run]:
-    """The same runs; where those of one kind, task and pattern were trained for several lengths, they say for which.
+    """The same runs; where those of one task and pattern were trained for several lengths, all of them say for which.
 
-    So that a mean is taken over seeds, never over lengths, a curve is that of one length, and scores can be drawn
-    against steps.
+    So that a mean is taken over seeds, never over lengths, methods are compared at the same length, a curve is that of
+    one, and scores can be drawn against steps. Couplings differ in length by what they are, so each has its own.
     """
     like: dict[tuple[str, ...], list[float]] = {}
-    for run in runs:
+    for run in (run for run in runs if run.method != "dense"):
         like.setdefault(_key(run), []).append(run.figure("steps"))
     lengths = {key: found for key, steps in like.items() if len(found := _lengths(steps)) > 1}
 
     def length_of(run: Run) -> tuple[int, int] | None:
-        steps = run.figure("steps")
+        steps = run.figure("steps") if run.method != "dense" else 0.0
         return next((found for found in lengths.get(_key(run), ()) if found[0] <= steps <= found[1]), None)
 
     return [run._replace(length=length_of(run)) for run in runs]
 
 
 def _key(run: Run) -> tuple[str, ...]:
-    return run.task, run.metric, run.pattern, run.kind
+    return run.task, run.metric, run.pattern, run.kind if "coupling" in run.config else ""
 
 
 def _lengths(steps: Sequence[float]) -> list[tuple[int, int]]:

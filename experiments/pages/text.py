@@ -270,23 +270,3 @@ def caveats(runs: Sequence[Run]) -> list[str]:
         if len(methods) > 1 and min(len(members) for members in methods.values()) < 3:
             found.append(f"{name_setting(setting)}: fewer than three seeds of a method; differences may be chance.")
     return list(dict.fromkeys(found))
-
-
-def comparisons(runs: Sequence[Run]) -> list[str]:
-    """For each setting with several methods, the first against each other one, paired by seed."""
-    found = []
-    for setting, methods in group_runs(runs).items():
-        (first, own), *others = methods.items()
-        for name, members in others:
-            seeds = {run.figure("seed"): run.figure("pruned") for run in members}
-            gaps = [run.figure("pruned") - seeds[seed] for run in own if (seed := run.figure("seed")) in seeds]
-            gap = spread(gaps)
-            if gap.n:
-                wins = sum(value > 0 for value in gaps)
-                deviation = f" ± {100 * gap.deviation:.1f}" if gap.n > 1 else ""
-                seeds_text = f"{gap.n} shared seeds, ahead in {wins}" if gap.n > 1 else "one shared seed"
-                found.append(
-                    f"{name_setting(setting)}: "
-                    f"{first} against {name}, {points(gap.mean)}{deviation} points of {setting.metric} ({seeds_text})."
-                )
-    return found

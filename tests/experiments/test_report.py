@@ -255,10 +255,15 @@ def test_lengths_are_told_apart_and_drawn(tmp_path):
         ("80.0 %", "sparsebert, 500 to 502 steps", "0.700 (1)"),
         ("95.0 %", "sparsebert, 500 to 502 steps", "0.655 ± 0.007 (2)"),
         ("95.0 %", "sparsebert, 2,000 to 2,002 steps", "0.805 ± 0.007 (2)"),
-        ("95.0 %", "hard-labels", "0.600 (1)"),
+        ("95.0 %", "hard-labels, 500 to 502 steps", "0.600 (1)"),
     ]
     assert "occurs more than once" not in page.text
     assert "Score against length of training" in page.text
+    said = [line for line in (tmp_path / "all" / "table.md").read_text("utf-8").splitlines() if " against " in line]
+    assert [re.sub(r".* asked: |, [+−].*", "", line) for line in said] == [
+        "sparsebert, 500 to 502 steps against sparsebert, 2,000 to 2,002 steps",
+        "sparsebert, 500 to 502 steps against hard-labels, 500 to 502 steps",
+    ]
     (drawn,) = (tmp_path / "all").glob("steps-*.svg")
     assert drawn.name == "steps-micro-rte-accuracy-element-95.svg"
     assert drawn.read_text("utf-8").count('class="dot" cx="60"') == 2  # in the legend: the method, hard labels
